@@ -1,0 +1,129 @@
+"""Checkpoints: a folder a step, hashed, whole or absent; only tensors (safetensors) and JSON.
+
+Order, sampling and augmentation are functions of the step, so weights, optimizer and a tiny state are all there is.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facetclip import faults
+from facetclip.errors import UserError
+from facetclip.files import replace_folder, write_whole
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class TrainState:
+    """`step`: updates done; `best`: the lowest validation loss so far and the step it was measured at."""
+
+    step: int = 0
+    best: float = float("inf")
+    best_step: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a step leaves behind. `science`: the settings and data it depends on, compared when it is resumed."""
+
+    state: TrainState
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    science: dict[str, Any]
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write `folder/step-N`, then drop all but the newest `keep`. UserError when the disk is full."""
+    from safetensors.torch import save
+
+    target = folder / f"step-{checkpoint.state.step:08d}"
+    about = {"state": asdict(checkpoint.state), "science": checkpoint.science, "scaler": checkpoint.scaler}
+    contents = {
+        "weights.safetensors": save(checkpoint.weights),
+        "optimizer.safetensors": save(checkpoint.optimizer),
+        "state.json": json.dumps(about, indent=1).encode(),
+    }
+    with replace_folder(target) as beside:
+        for name, content in contents.items():
+            write_whole(beside / name, content)
+            faults.reach(f"checkpoint.{name}")
+        write_whole(
+            beside / MANIFEST, json.dumps({name: _digest(content) for name, content in contents.items()}).encode()
+        )
+    faults.reach("checkpoint.committed")
+    for old in _steps(folder)[keep:]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as written; damaged ones are named through `warn` and passed over."""
+    from safetensors.torch import load
+
+    for path in _steps(folder):
+        contents = _verified(path)
+        if contents is None:
+            warn(f"{path}: damaged; the checkpoint before it is used")
+            continue
+        about = json.loads(contents["state.json"])
+        return Checkpoint(
+            state=TrainState(**about["state"]),
+            weights=load(contents["weights.safetensors"]),
+            optimizer=load(contents["optimizer.safetensors"]),
+            science=about["science"],
+            scaler=about["scaler"],
+        )
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted(folder.glob("step-????????"), reverse=True)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _verified(path: Path) -> dict[str, bytes] | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        contents = {name: (path / name).read_bytes() for name in manifest}
+    except (OSError, ValueError):
+        return None
+    whole = all(_digest(contents[name]) == digest for name, digest in manifest.items())
+    return contents if whole and contents else None
+
+
+def check_science(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """UserError naming every setting in which a run differs from the one it would resume."""
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    if changed:
+        lines = [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed]
+        raise UserError(
+            f"{folder}: cannot resume: {'; '.join(lines)}. Change it back, take another output.folder, or --fresh"
+        )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors `PARAMETER.KEY`; its settings are functions of the run and the step."""
+    state = optimizer.state_dict()["state"]
+    return {f"{place}.{key}": value.contiguous() for place, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        place, _, key = name.partition(".")
+        state.setdefault(int(place), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

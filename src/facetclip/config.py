@@ -1,0 +1,221 @@
+"""A run is one TOML file: everything scientific about a training. Unknown keys are refused, all errors at once."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from facetclip.errors import UserError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A frozen table that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'steps'?` or nothing.
+
+    >>> closest("stpes", ["steps", "seed"])
+    "; did you mean 'steps'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; UserError when it is absent or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not TOML: {error}") from error
+
+
+def validated(model: type[Model], table: Mapping[str, Any], source: str) -> Model:
+    """`table` as a `model`; one UserError that lists every mistake with its place in `source`."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        lines = [f"{source}: {_complaint(model, issue)}" for issue in error.errors(include_url=False)]
+        raise UserError("\n".join(lines)) from None
+
+
+def _complaint(model: type[BaseModel], issue: Any) -> str:
+    place = [str(part) for part in issue["loc"]]
+    where = ".".join(place)
+    if issue["type"] == "extra_forbidden":
+        section, key = ".".join(place[:-1]), place[-1]
+        return f"{section + ': ' if section else ''}unknown key {key!r}{closest(key, _keys_at(model, place[:-1]))}"
+    if issue["type"] == "missing":
+        return f"{where}: required, but not given"
+    text = issue["msg"].removeprefix("Value error, ")
+    shown = repr(issue["input"])
+    found = "" if issue["type"] == "value_error" or len(shown) > 80 else f", found {shown}"
+    return f"{where + ': ' if where else ''}{text}{found}"
+
+
+def _keys_at(model: Any, place: list[str]) -> list[str]:
+    """The keys of the table at `place`, through nested models and `dict[str, Model]`."""
+    for part in place:
+        fields = getattr(model, "model_fields", {})
+        model = _model_in(fields[part].annotation) if part in fields else model
+    return list(getattr(model, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    """The first model class inside an annotation such as `dict[str, Attribute]` or `NewModel | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+
+
+class Data(Strict):
+    """Where the shards lie."""
+
+    shards: str
+
+
+class NewModel(Strict):
+    """The shape of a CLIP made from scratch; its tokenizer is trained on `words_from` rendered or real captions."""
+
+    image_size: Positive
+    patch_size: Positive
+    vision_width: Positive
+    vision_layers: Positive
+    vision_heads: Positive
+    text_width: Positive
+    text_layers: Positive
+    text_heads: Positive
+    embedding: Positive
+    vocabulary: Positive = 1024
+    positions: Positive = 32
+
+
+class ModelChoice(Strict):
+    """What training starts from: a folder, a hub id, `starter`, or a new model; and how photos meet its square input."""
+
+    start: str | None = None
+    new: NewModel | None = None
+    fit: Literal["pad", "crop"] = "pad"
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "ModelChoice":
+        if (self.start is None) == (self.new is None):
+            raise ValueError("give either start = 'folder, hub id or starter' or a table [model.new], not both")
+        return self
+
+
+class Training(Strict):
+    """How long and in what portions: `batch` is the global batch, over all processes."""
+
+    steps: Positive
+    batch: Positive
+    micro_batch: Positive | None = None
+    seed: int = 0
+    freeze_text: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    log_every: Positive = 10
+
+
+class Optimizer(Strict):
+    """The update rule and the learning rate as a function of the step: linear warm-up, then cosine to `final_lr`."""
+
+    name: Literal["adamw", "muon", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    final_lr: NonNegative = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: NonNegative = 0.05
+    beta2: Fraction = 0.98
+    clip_norm: NonNegative = 1.0
+
+
+class Sampling(Strict):
+    """Which items make up an epoch (see `facetclip.sampling`)."""
+
+    strategy: Literal["balanced", "natural"] = "balanced"
+    max_repeats: Positive = 4
+
+
+class Augmentation(Strict):
+    """What may change in a training photo without changing any attribute."""
+
+    flip: bool = True
+    smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.8
+    brightness: Fraction = 0.1
+
+
+class Validation(Strict):
+    """When the validation loss is measured; the best model by it is kept."""
+
+    every: Positive = 100
+
+
+class Checkpoints(Strict):
+    """When the state is saved, and how many saves are kept."""
+
+    every: Positive = 100
+    keep: Positive = 2
+
+
+class Output(Strict):
+    """The run folder."""
+
+    folder: str
+
+
+class Tracking(Strict):
+    """Where MLflow files the run, and the registered model that its best weights become (none: not registered)."""
+
+    experiment: str = "facetclip"
+    register_as: str | None = None
+
+
+class RunConfig(Strict):
+    """One training, whole."""
+
+    data: Data
+    model: ModelChoice
+    train: Training
+    output: Output
+    optimizer: Optimizer = Optimizer()
+    sampling: Sampling = Sampling()
+    augment: Augmentation = Augmentation()
+    validation: Validation = Validation()
+    checkpoint: Checkpoints = Checkpoints()
+    tracking: Tracking = Tracking()
+
+
+def read_run(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run in `path` with `section.key=value` overrides, whose values are TOML or else text."""
+    table = read_toml(path)
+    for override in overrides:
+        _override(table, override)
+    return validated(RunConfig, table, path.name)
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *sections, key = name.strip().split(".")
+    if not equals or not sections or not key:
+        raise UserError(f"override {override!r}: expected section.key=value, such as train.steps=200")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise UserError(f"override {override!r}: {section!r} is not a section")
+    try:
+        table[key] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[key] = text

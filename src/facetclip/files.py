@@ -1,0 +1,71 @@
+"""A file is whole or absent; so is a folder."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from facetclip.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill beside `path`; at the end it is flushed to the disk and renamed: readers see all of it or nothing.
+
+    UserError naming the path and the bytes when the disk is full or the folder cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        size = beside.stat().st_size if beside.exists() else 0
+        raise UserError(f"{path}: could not be written: {error.strerror}, after {size:,} bytes") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """`content` as the file `path`, whole or not at all (see `writing`)."""
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill beside `target`, which it replaces when the block ends well; else nothing has changed."""
+    beside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)  # what a killed process left
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{target}: the folder cannot be made ({error.strerror})") from error
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    retired = target.with_name(f".{target.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        target.rename(retired)
+    beside.rename(target)
+    sync_folder(target.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

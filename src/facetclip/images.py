@@ -1,0 +1,241 @@
+"""The one place where photos are opened: the same bytes get the same verdict in check, shard, train and serve.
+
+Only JPEG, PNG, WEBP, AVIF and the first frame of a GIF are decoded, after their header was found to be of sane size.
+Every refusal is a `BadImage` with a stable reason code (`CODES`).
+"""
+
+import io
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageFile
+
+Fit = Literal["pad", "crop"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF": "avif", "GIF": "gif"}
+MOST_PIXELS = 50_000_000
+MOST_BYTES = 128 << 20
+FEWEST_PIXELS = 8  # of the shorter edge: less cannot show an attribute
+MOST_ASPECT = 20  # longer edge / shorter edge
+SPARE = 1.5  # what a scaled decode keeps beyond the target: benchmarks/sharding.py prints what it costs
+LONGEST = 4  # `shrink` keeps the longer edge within this many times the asked size
+QUALITY = 92
+CODES = {
+    "empty": "the file has 0 bytes",
+    "not_an_image": "the bytes are not an image",
+    "format": "an image, but not JPEG, PNG, WEBP, AVIF or GIF",
+    "truncated": "the file is cut off",
+    "corrupt": "the file is damaged",
+    "too_many_pixels": f"more than {MOST_PIXELS:,} pixels",
+    "too_many_bytes": f"more than {MOST_BYTES:,} bytes",
+    "too_small": f"the shorter edge has fewer than {FEWEST_PIXELS} pixels",
+    "too_thin": f"one edge is more than {MOST_ASPECT} times the other",
+    "no_reference": "the catalog names no image",
+    "url": "a URL where a path under the image root is expected",
+    "outside_root": "the path leads out of the image root",
+    "not_found": "no such file under the image root",
+    "unreadable": "the file cannot be read",
+}
+_OTHER_FORMATS = (b"%!PS", b"%PDF", b"II*\x00", b"MM\x00*", b"BM", b"8BPS", b"\x00\x00\x01\x00", b"\x00\x00\x00\x0cjP")
+_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would turn garbage into grey areas without a word
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is lower and is enforced here
+
+
+class BadImage(Exception):
+    """An image that will not be used: `code` is one of CODES, `message` says what was found."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
+
+
+def resolve(root: Path, reference: str | None) -> Path:
+    """The regular file that `reference` names under `root`; BadImage when it is absent or anywhere else.
+
+    Refused: absolute paths, `..`, symbolic links that leave the root, NUL, URLs, folders, pipes and devices.
+    """
+    if reference is None or not reference.strip():
+        raise BadImage("no_reference", CODES["no_reference"])
+    if "://" in reference or reference.lower().startswith("data:"):
+        raise BadImage("url", f"{reference[:80]!r} is a URL; expected a path under {root}")
+    parts = reference.replace("\\", "/").split("/")
+    if "\0" in reference or ".." in parts or not parts[0] or parts[0].endswith(":"):
+        raise BadImage("outside_root", f"{reference[:80]!r} leads out of {root}")
+    path = os.path.realpath(root / reference)
+    if os.path.commonpath([path, os.path.realpath(root)]) != os.path.realpath(root):
+        raise BadImage("outside_root", f"{reference[:80]!r} is a link that leads out of {root}")
+    if not os.path.isfile(path):  # noqa: PTH113 - realpath gave a str; pathlib costs 4 times as much here
+        raise BadImage("not_found", f"image {reference[:200]!r} not found under {root}")
+    return Path(path)
+
+
+def load(root: Path, reference: str | None) -> bytes:
+    """The bytes of the file that `reference` names under `root`, unless there are more than MOST_BYTES."""
+    path = resolve(root, reference)
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise BadImage("too_many_bytes", f"{size:,} bytes; at most {MOST_BYTES:,} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage("unreadable", f"cannot be read: {error.strerror}") from error
+
+
+def verdict(data: bytes, *, decode: bool = False) -> BadImage | None:
+    """What is wrong with an image, or None: by its header, or with `decode` by every byte of it."""
+    try:
+        image = _open(data)
+        if decode:
+            _rgb(image, at_least=1)  # reads all of a JPEG, at an eighth of its size
+    except BadImage as bad:
+        return bad
+    return None
+
+
+def suffix(data: bytes) -> str:
+    """The file name suffix of the true format: `jpg`, `png`, `webp`, `avif` or `gif`."""
+    return SUFFIXES[str(_open(data).format)]
+
+
+def read_rgb(data: bytes, *, at_least: int | None = None) -> Image.Image:
+    """The upright image, in RGB over white; BadImage when it cannot be decoded whole.
+
+    With `at_least` a JPEG comes at 1/2, 1/4 or 1/8 of its size as long as both edges keep SPARE times `at_least`
+    pixels: resized down to `at_least` it is what the full decode gives but for rounding, at a third of the time.
+    """
+    return _rgb(_open(data), at_least)
+
+
+def shrink(data: bytes, size: int) -> bytes:
+    """The image with its shorter edge at `size` pixels, as JPEG; the same input gives the same bytes.
+
+    Never enlarged; the longer edge stays within LONGEST times `size`. An upright RGB JPEG that is small enough already
+    is kept byte for byte.
+    """
+    header = _open(data)
+    width, height = header.size
+    scale = min(1.0, size / min(width, height), LONGEST * size / max(width, height))
+    turn = _orientation(header)
+    kept = scale == 1.0 and turn == 1 and header.format == "JPEG" and header.mode == "RGB"
+    image = _rgb(header, at_least=math.ceil(min(width, height) * scale))
+    if kept:
+        return data
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return encode_jpeg(image.resize(shape[::-1] if turn in _SIDEWAYS else shape, Image.Resampling.BICUBIC))
+
+
+def encode_jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:
+    """JPEG without chroma subsampling: at equal bytes 2.3 dB closer than 4:2:0, and colour is an attribute."""
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality, subsampling=0)
+    return out.getvalue()
+
+
+def to_square(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
+    """An RGB image as uint8 [size, size, 3]: `pad` shows all of it on white, `crop` its centre as CLIP does."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    if fit == "crop":
+        side = int(size * long / short)
+        shape = (size, side) if width <= height else (side, size)
+        left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+        square = image.resize(shape, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    else:
+        shape = (max(1, round(width * size / long)), max(1, round(height * size / long)))
+        square = Image.new("RGB", (size, size), "white")
+        square.paste(image.resize(shape, Image.Resampling.BICUBIC), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    return np.asarray(square)
+
+
+def _open(data: bytes) -> Image.Image:
+    """The image with its header read and found sane; nothing is decoded yet."""
+    if not data:
+        raise BadImage("empty", CODES["empty"])
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage("too_many_pixels", CODES["too_many_pixels"]) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _unopened(data) from error
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise BadImage("too_many_pixels", f"{width} x {height} pixels; at most {MOST_PIXELS:,} are decoded")
+    if min(width, height) < FEWEST_PIXELS:
+        raise BadImage("too_small", f"{width} x {height} pixels; at least {FEWEST_PIXELS} each way are needed")
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise BadImage("too_thin", f"{width} x {height} pixels; {CODES['too_thin']}")
+    return image
+
+
+def _unopened(data: bytes) -> BadImage:
+    """Why the header of `data` could not be read."""
+    start = data[:256].lstrip()
+    for magic, name in _MAGIC.items():
+        if data.startswith(magic):
+            return BadImage("corrupt", f"begins as {name}, but its header is damaged or cut off")
+    riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    if riff or data[4:12] in (b"ftypavif", b"ftypavis"):
+        return BadImage("corrupt", f"begins as {'WEBP' if riff else 'AVIF'}, but its header is damaged or cut off")
+    if start.startswith(_OTHER_FORMATS) or b"<svg" in data[:1024] or data[4:8] == b"ftyp":
+        return BadImage("format", CODES["format"])
+    return BadImage("not_an_image", f"the bytes are not an image; they begin {start[:16]!r}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; damaged EXIF data counts as upright."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # the parser raises a dozen kinds; the pixels may still be good
+        return 1
+
+
+def _rgb(image: Image.Image, at_least: int | None) -> Image.Image:
+    """An opened image decoded, upright, in RGB, transparency over white, 16-bit grey by its high byte."""
+    turn = _TURNS.get(_orientation(image))
+    try:
+        if at_least is not None:
+            image.draft("RGB", (math.ceil(at_least * SPARE), math.ceil(at_least * SPARE)))
+        image.load()
+        image = _flattened(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        raise BadImage("truncated" if cut else "corrupt", f"cannot be decoded: {error}") from error
+    return image if turn is None else image.transpose(turn)
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    if image.mode in _GREY_16:
+        high = (np.asarray(image).astype(np.int32) >> 8).clip(0, 255)
+        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        ground = Image.new("RGB", image.size, "white")
+        ground.paste(image, mask=image.getchannel("A"))
+        return ground
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,300 @@
+"""The index of a shard folder: for each item where its image lies, its split and its labels.
+
+`index.parquet` is written last, so whoever sees it may trust the rest. Columns are read when they are first asked for
+and stay NumPy arrays: 10 million rows open at once and cost some 30 bytes a row that is used.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from facetclip.errors import UserError
+from facetclip.files import writing
+from facetclip.schema import Schema
+
+SPLITS = ("train", "validation", "test")
+INDEX_NAME = "index.parquet"
+FORMAT = "facetclip-index-1"
+LABEL = "label:"  # before the attribute's name in the Parquet column
+MOST_OPEN = 128  # shard files held open at a time
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of the folder as it was when the index was written."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+def key_of(place: int, item_id: str) -> str:
+    """The member name of the item in catalog place `place`, without dots, slashes or anything but plain ASCII.
+
+    >>> key_of(7, "AB.12"), key_of(8, "rot/groß")
+    ('000000007_AB%2E12', '000000008_rot%2Fgro%C3%9F')
+    """
+    escaped = "".join(c if re.match(r"[A-Za-z0-9-]", c) else _percent(c) for c in item_id[:64])
+    return f"{place:09d}_{escaped[:64]}"
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+class _OpenFile:
+    """A file descriptor that lives as long as someone holds this: an eviction never closes it under a reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class _OpenFiles:
+    """The MOST_OPEN files read last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        with self._lock:
+            file = self._files.get(path) or _OpenFile(path)
+            self._files[path] = file
+            self._files.move_to_end(path)
+            if len(self._files) > MOST_OPEN:
+                self._files.popitem(last=False)
+        return os.pread(file.descriptor, length, offset)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The rows of a finished shard folder; a row's number is its identity everywhere. Made by `open_index`."""
+
+    folder: Path
+    schema: Schema
+    digest: str
+    size: int
+    shards: tuple[Shard, ...]
+    _open: _OpenFiles = field(default_factory=_OpenFiles, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_index, (self.folder,)  # so that a loader's worker opens its own files
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """int8 [n]: 0 train, 1 validation, 2 test (`SPLITS`)."""
+        return self._numbers("split")
+
+    @cached_property
+    def products(self) -> np.ndarray:
+        """int32 [n]: the same number for items of the same product, counted by first appearance."""
+        return self._numbers("product")
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """int64 [n]: the item's place in the catalog that was sharded, from 0."""
+        return self._numbers("place")
+
+    @cached_property
+    def labels(self) -> Mapping[str, np.ndarray]:
+        """Attribute -> int16 [n] of value numbers or negative codes; an int64 bit mask where multi-valued."""
+        return {name: self._numbers(LABEL + name) for name in self.schema.names}
+
+    @cached_property
+    def shard(self) -> np.ndarray:
+        """int32 [n]: which of `shards` holds the image."""
+        return self._numbers("shard")
+
+    @cached_property
+    def offset(self) -> np.ndarray:
+        """int64 [n]: where the image begins in its shard."""
+        return self._numbers("offset")
+
+    @cached_property
+    def length(self) -> np.ndarray:
+        """int32 [n]: how many bytes it has."""
+        return self._numbers("length")
+
+    @cached_property
+    def checksum(self) -> np.ndarray:
+        """uint32 [n]: crc32 of those bytes."""
+        return self._numbers("checksum")
+
+    @cached_property
+    def item_ids(self) -> pa.Array:
+        """large_string [n]."""
+        return self._text("item")
+
+    @cached_property
+    def product_ids(self) -> pa.Array:
+        """large_string [n]."""
+        return self._text("product_id")
+
+    def item_id(self, row: int) -> str:
+        """The catalog's id of one row."""
+        return self.item_ids[int(row)].as_py()
+
+    def rows(self, split: str) -> np.ndarray:
+        """int64: the row numbers of `train`, `validation` or `test`, ascending."""
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+        return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def label_matrix(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """int64 [len(rows), attributes] in schema order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        columns = [self.labels[name][rows].astype(np.int64) for name in self.schema.names]
+        return np.stack(columns, axis=1)
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one image, checked; safe from many threads.
+
+        UserError with shard, offset and key when they are not the bytes that were indexed.
+        """
+        row = int(row)
+        if not 0 <= row < self.size:
+            raise IndexError(f"row {row} of an index of {self.size} rows")
+        path = self.folder / self.shards[self.shard[row]].name
+        offset, length = int(self.offset[row]), int(self.length[row])
+        try:
+            image = self._open.read(path, offset, length)
+        except OSError as error:
+            raise UserError(f"{self._spot(row)}: cannot be read ({error.strerror})") from error
+        if len(image) < length:
+            raise UserError(
+                f"{self._spot(row)}: the shard ends {length - len(image)} bytes early; run facetclip shard again"
+            )
+        if zlib.crc32(image) != self.checksum[row]:
+            raise UserError(f"{self._spot(row)}: the image is not the one that was indexed; run facetclip shard again")
+        return image
+
+    def _spot(self, row: int) -> str:
+        shard = self.folder / self.shards[self.shard[row]].name
+        key = key_of(int(self.places[row]), self.item_id(row))
+        return f"{shard}, offset {self.offset[row]}, key {key}"
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return pq.read_table(self.folder / INDEX_NAME, columns=[name], partitioning=None).column(0)
+
+    def _numbers(self, name: str) -> np.ndarray:
+        numbers = self._column(name).to_numpy()
+        numbers.flags.writeable = False
+        return numbers
+
+    def _text(self, name: str) -> pa.Array:
+        return self._column(name).cast(pa.large_string()).combine_chunks()
+
+
+def open_index(folder: Path) -> ShardIndex:
+    """The index of `folder`; UserError when it is absent, of another format, or a shard is not as it was written."""
+    folder = Path(folder)
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        unfinished = (folder / ".parts").is_dir()
+        hint = "the sharding was interrupted; run the same command again" if unfinished else "run facetclip shard first"
+        raise UserError(f"{folder}: no {INDEX_NAME}; {hint}")
+    stored = read_metadata(path)
+    shards = tuple(Shard(**shard) for shard in json.loads(stored["shards"]))
+    for shard in shards:
+        _check_size(folder / shard.name, shard)
+    return ShardIndex(folder, Schema.from_json(stored["schema"]), stored["digest"], int(stored["size"]), shards)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the index says beside its columns; UserError when `path` is not an index of this format."""
+    try:
+        stored = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error}); run facetclip shard again") from error
+    if stored.get("format") != FORMAT:
+        raise UserError(f"{path}: expected format {FORMAT}, found {stored.get('format')!r}; run facetclip shard again")
+    return stored
+
+
+def _check_size(path: Path, shard: Shard) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); the index expects {shard.bytes} bytes") from error
+    if found != shard.bytes:
+        raise UserError(f"{path}: expected {shard.bytes} bytes, found {found}; run facetclip shard again")
+
+
+def write_index(
+    folder: Path, table: pa.Table, schema: Schema, shards: Sequence[Shard], facts: Mapping[str, str]
+) -> None:
+    """Write `index.parquet` whole or not at all: `table` has `index_columns`; `facts` go into the metadata."""
+    metadata = {
+        "format": FORMAT,
+        "schema": schema.to_json(),
+        "digest": digest_of(table, schema),
+        "size": str(table.num_rows),
+        "shards": json.dumps([asdict(shard) for shard in shards]),
+        **facts,
+    }
+    arrow = index_columns(schema).with_metadata({key: value.encode() for key, value in metadata.items()})
+    write_parquet(folder / INDEX_NAME, table.cast(arrow))
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file whole or not at all; the same table gives the same bytes."""
+    with writing(path) as out:
+        pq.write_table(table, out, compression="zstd", row_group_size=1 << 20, write_statistics=False)
+
+
+def index_columns(schema: Schema) -> pa.Schema:
+    """The Parquet columns: identity, split, labels, and where the image lies."""
+    labels = [(LABEL + name, pa.int64() if a.multi_valued else pa.int16()) for name, a in schema.attributes.items()]
+    place = [("shard", pa.int32()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
+    identity = [("item", pa.large_string()), ("product_id", pa.large_string()), ("product", pa.int32())]
+    return pa.schema([("place", pa.int64()), *identity, ("split", pa.int8()), *labels, *place])
+
+
+def digest_of(table: pa.Table, schema: Schema) -> str:
+    """sha256 over item ids, product ids, splits, labels and image checksums in row order, however they are stored."""
+    total = hashlib.sha256(schema.to_json().encode())
+    for name in ("item", "product_id", "split", *(LABEL + name for name in schema.names), "checksum"):
+        total.update(f"\0{name}\0{table.num_rows}\0".encode())
+        for part in canonical(table.column(name)):
+            total.update(part)
+    return total.hexdigest()
+
+
+def canonical(column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
+    """The values of a text, binary or number column as bytes that do not depend on chunks, types or encodings.
+
+    Text and binary: the length of every value in bytes (-1 for a null), then all values.
+    """
+    if not any(is_kind(column.type) for is_kind in _TEXTS):
+        numbers = column.to_numpy()
+        yield numbers.astype(numbers.dtype.newbyteorder("<")).data
+        return
+    lengths = pc.fill_null(pc.binary_length(column), -1)
+    yield lengths.to_numpy().astype("<i8").data
+    for chunk in column.cast(pa.large_binary()).chunks:
+        ends = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        if len(chunk):
+            yield memoryview(chunk.buffers()[2])[ends[0] : ends[-1]]

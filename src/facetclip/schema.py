@@ -1,0 +1,186 @@
+"""What a catalog's labels mean: attributes, values, spellings, applicability, prompts.
+
+The schema is read from TOML, where values stay text (`no` never becomes a boolean), and travels with every index,
+checkpoint and registered model.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, model_validator
+
+from facetclip.config import Strict, closest, read_toml, validated
+
+UNLABELLED = -1  # the catalog does not say
+NOT_APPLICABLE = -2  # the attribute cannot apply to this item
+UNKNOWN_VALUE = -3  # a cell that no value or alias explains; never stored in an index
+BLANK_CELLS = frozenset({"", "n/a", "na", "#n/a", "nan", "null", "none", "nil", "unknown", "tbd", "?", "."})
+MOST_MULTI_VALUES = 62  # the set of values of one item is a bit mask in an int64
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def spelling(cell: str) -> str:
+    """The form under which two spellings of one value meet.
+
+    >>> spelling(" Long-Sleeve "), spelling("long_sleeve"), spelling("-")
+    ('long sleeve', 'long sleeve', '')
+    """
+    return re.sub(r"[\s_\-]+", " ", cell).strip().casefold()
+
+
+class Attribute(Strict):
+    """One attribute: its column, its closed set of values, and how cells and prompts map to them."""
+
+    column: Text
+    values: Annotated[tuple[Text, ...], Field(min_length=2)]
+    aliases: dict[Text, Text] = {}
+    unlabelled: tuple[Text, ...] = ()
+    not_applicable: tuple[Text, ...] = ()
+    separator: Text | None = None
+    applies_where: dict[Text, tuple[Text, ...]] = {}
+    template: Text = "{value}"
+    prompts: dict[Text, Text] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Attribute":
+        known = {spelling(value): value for value in self.values}
+        if len(known) < len(self.values):
+            raise ValueError(f"two of the values {list(self.values)} are the same but for spelling")
+        for alias, value in self.aliases.items():
+            if value not in self.values:
+                raise ValueError(
+                    f"alias {alias!r} stands for {value!r}, not one of the values{closest(value, self.values)}"
+                )
+        for value in self.prompts:
+            if value not in self.values:
+                raise ValueError(f"a prompt is given for {value!r}, not one of the values{closest(value, self.values)}")
+        if "{value}" not in self.template:
+            raise ValueError(f"template {self.template!r} must contain {{value}}")
+        if self.separator and len(self.values) > MOST_MULTI_VALUES:
+            raise ValueError(
+                f"a multi-valued attribute takes at most {MOST_MULTI_VALUES} values, found {len(self.values)}"
+            )
+        return self
+
+    @property
+    def multi_valued(self) -> bool:
+        """Whether one cell may name several values."""
+        return self.separator is not None
+
+    @property
+    def prompt_texts(self) -> tuple[str, ...]:
+        """One prompt a value, in the order of `values`."""
+        return tuple(self.prompts.get(value, self.template.replace("{value}", value)) for value in self.values)
+
+    def codes(self) -> dict[str, int]:
+        """Every explained spelling -> value index, UNLABELLED or NOT_APPLICABLE. The schema's own words win over blanks."""
+        table = dict.fromkeys((spelling(cell) for cell in BLANK_CELLS), UNLABELLED)
+        table |= {spelling(cell): UNLABELLED for cell in self.unlabelled}
+        table |= {spelling(cell): NOT_APPLICABLE for cell in self.not_applicable}
+        table |= {spelling(alias): self.values.index(value) for alias, value in self.aliases.items()}
+        table |= {spelling(value): place for place, value in enumerate(self.values)}
+        return table
+
+    def encode(self, cell: str | None, codes: Mapping[str, int] | None = None) -> int:
+        """The label of one cell: a value index (a bit mask of them where multi-valued) or one of the negative codes.
+
+        >>> lid = Attribute(column="lid", values=("yes", "no"), aliases={"with lid": "yes"})
+        >>> [lid.encode(cell) for cell in ("No", "With-Lid", "", "N/A", "maybe")]
+        [1, 0, -1, -1, -3]
+        >>> Attribute(column="m", values=("wool", "silk", "hemp"), separator="|").encode("Hemp|wool|N/A")
+        5
+        """
+        codes = self.codes() if codes is None else codes
+        if cell is None:
+            return UNLABELLED
+        if not self.separator:
+            return codes.get(spelling(cell), UNKNOWN_VALUE)
+        labels = {codes.get(spelling(part), UNKNOWN_VALUE) for part in cell.split(self.separator)}
+        if UNKNOWN_VALUE in labels:
+            return UNKNOWN_VALUE
+        chosen = [label for label in labels if label >= 0]
+        if chosen:
+            return sum(1 << label for label in chosen)
+        return NOT_APPLICABLE if NOT_APPLICABLE in labels else UNLABELLED
+
+
+class Columns(Strict):
+    """The catalog's columns that are not attributes."""
+
+    item: Text
+    product: Text
+    image: Text
+    title: Text | None = None
+    split: Text | None = None
+    url: Text | None = None
+
+
+class Schema(Strict):
+    """Everything that gives labels their meaning. Attribute order is the order of label columns everywhere."""
+
+    columns: Columns
+    attributes: Annotated[dict[Text, Attribute], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _applicability_refers_to_attributes(self) -> "Schema":
+        for name, attribute in self.attributes.items():
+            for other, values in attribute.applies_where.items():
+                if other not in self.attributes or other == name:
+                    raise ValueError(
+                        f"{name}: applies_where names {other!r}, not another attribute{closest(other, self.attributes)}"
+                    )
+                target = self.attributes[other]
+                if target.multi_valued:
+                    raise ValueError(
+                        f"{name}: applies_where names {other!r}, which is multi-valued; it must have one value an item"
+                    )
+                for value in set(values) - set(target.values):
+                    raise ValueError(
+                        f"{name}: applies_where: {value!r} is not a value of {other!r}{closest(value, target.values)}"
+                    )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attribute names, in label order."""
+        return tuple(self.attributes)
+
+    def applies(self, name: str, labels: Mapping[str, int]) -> bool:
+        """Whether attribute `name` can apply to an item with these labels; where the other cell is silent, it can."""
+        for other, values in self.attributes[name].applies_where.items():
+            label = labels[other]
+            if label == NOT_APPLICABLE or (label >= 0 and self.attributes[other].values[label] not in values):
+                return False
+        return True
+
+    def encode(self, cells: Mapping[str, str | None]) -> dict[str, int]:
+        """The labels of one catalog row given as column -> cell; applicability rules outrank the cell."""
+        labels = {name: attribute.encode(cells.get(attribute.column)) for name, attribute in self.attributes.items()}
+        return {name: label if self.applies(name, labels) else NOT_APPLICABLE for name, label in labels.items()}
+
+    def to_json(self) -> str:
+        """A compact form with every default left out; `from_json` restores it."""
+        return self.model_dump_json(exclude_defaults=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Schema":
+        """The schema stored by `to_json`."""
+        return cls.model_validate_json(text)
+
+
+def read_schema(path: Path) -> Schema:
+    """The schema in a TOML file; UserError naming every misspelt key, unknown value or missing field."""
+    return validated(Schema, read_toml(path), path.name)
+
+
+def spans(sizes: Sequence[int]) -> list[slice]:
+    """Where each attribute's values lie when all values are laid side by side.
+
+    >>> spans([2, 3])
+    [slice(0, 2, None), slice(2, 5, None)]
+    """
+    starts = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
+    return [slice(first, last) for first, last in zip(starts, starts[1:], strict=False)]

@@ -1,0 +1,187 @@
+"""One shard: a plain POSIX tar of samples, and beside it, until the index is written, a part that says what it holds.
+
+The tar's bytes are a pure function of the rows: fixed times, owners and modes, nothing left to defaults.
+"""
+
+import hashlib
+import json
+import tarfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from facetclip import faults
+from facetclip.files import writing
+from facetclip.images import BadImage, load, shrink, suffix, verdict
+from facetclip.index import SPLITS, Shard, key_of, write_parquet
+from facetclip.schema import NOT_APPLICABLE, Schema
+
+PART_COLUMNS = pa.schema(
+    [("place", pa.int64()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
+)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The catalog rows of one shard, and what is needed to pack them in any process."""
+
+    tar: Path
+    part: Path
+    digest: str  # of the whole build: a part of another build is never taken for one's own
+    schema: Schema
+    images_root: Path | None
+    resize: int | None
+    first: int  # place of the first row in the catalog
+    items: Sequence[str]
+    products: Sequence[str]
+    titles: Sequence[str | None] | None
+    images: Sequence[str | bytes | None]
+    splits: np.ndarray
+    labels: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was packed: the tar (None when every row is bad), its rows; and those left out as (place, code, message)."""
+
+    shard: Shard | None
+    rows: pa.Table
+    bad: tuple[tuple[int, str, str], ...]
+
+
+class _Tar:
+    """A POSIX ustar stream; `add` tells where the body begins."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    def _write(self, content: bytes) -> None:
+        self._out.write(content)
+        self._hash.update(content)
+        self.bytes += len(content)
+
+    def add(self, name: str, body: bytes) -> int:
+        header = tarfile.TarInfo(name)
+        header.size, header.mode, header.mtime = len(body), 0o644, 0
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.bytes
+        self._write(body)
+        self._write(bytes(-len(body) % tarfile.BLOCKSIZE))
+        return offset
+
+    def close(self) -> str:
+        """Write the end-of-archive record; the sha256 of all that was written."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.bytes % tarfile.RECORDSIZE))
+        return self._hash.hexdigest()
+
+
+def pack(rows: Slice) -> None:
+    """Write the tar of one slice, then its part. A slice without one good image gets no tar."""
+    found: list[tuple[int, int, int, int]] = []
+    bad: list[tuple[int, str, str]] = []
+    with writing(rows.tar) as out:
+        tar = _Tar(out)
+        for number in range(len(rows.items)):
+            place = rows.first + number
+            try:
+                image = read_image(rows, number)
+            except BadImage as error:
+                bad.append((place, error.code, error.message))
+                continue
+            offset = _add_sample(tar, rows, number, image)
+            found.append((place, offset, len(image), zlib.crc32(image)))
+        sha256 = tar.close()
+    if not found:
+        rows.tar.unlink()
+    faults.reach("shards.after_tar")
+    shard = Shard(rows.tar.name, len(found), tar.bytes, sha256)
+    _write_part(rows, Part(shard if found else None, _part_table(found), tuple(bad)))
+    faults.reach("shards.after_part")
+
+
+def read_image(rows: Slice, number: int) -> bytes:
+    """The image of one row as it goes into the tar; BadImage when it cannot be used."""
+    image = rows.images[number]
+    if not isinstance(image, bytes):
+        if rows.images_root is None:
+            raise BadImage("no_reference", "the catalog embeds no image for this row")
+        image = load(rows.images_root, image)
+    if rows.resize is not None:
+        return shrink(image, rows.resize)
+    if bad := verdict(image, decode=True):
+        raise bad
+    return image
+
+
+def _add_sample(tar: _Tar, rows: Slice, number: int, image: bytes) -> int:
+    key = key_of(rows.first + number, rows.items[number])
+    offset = tar.add(f"{key}.{suffix(image)}", image)
+    tar.add(f"{key}.json", json.dumps(_facts(rows, number), ensure_ascii=False, sort_keys=True).encode())
+    if rows.titles is not None:
+        tar.add(f"{key}.txt", (rows.titles[number] or "").encode())
+    return offset
+
+
+def _facts(rows: Slice, number: int) -> dict[str, Any]:
+    """The JSON of a sample: labels as the schema's words; unlabelled attributes are left out."""
+    labels: dict[str, str | list[str]] = {}
+    for name, attribute in rows.schema.attributes.items():
+        label = int(rows.labels[name][number])
+        if label >= 0 and attribute.multi_valued:
+            labels[name] = [value for place, value in enumerate(attribute.values) if label >> place & 1]
+        elif label >= 0:
+            labels[name] = attribute.values[label]
+    return {
+        "item": rows.items[number],
+        "product": rows.products[number],
+        "split": SPLITS[rows.splits[number]],
+        "labels": labels,
+        "not_applicable": [name for name in rows.schema.names if rows.labels[name][number] == NOT_APPLICABLE],
+    }
+
+
+def _part_table(found: Sequence[tuple[int, int, int, int]]) -> pa.Table:
+    columns = list(zip(*found, strict=True)) or [()] * len(PART_COLUMNS)
+    return pa.table(
+        [pa.array(column, kind.type) for column, kind in zip(columns, PART_COLUMNS, strict=True)], PART_COLUMNS
+    )
+
+
+def _write_part(rows: Slice, part: Part) -> None:
+    shard = None if part.shard is None else vars(part.shard)
+    facts = {"digest": rows.digest, "shard": json.dumps(shard), "bad": json.dumps(part.bad)}
+    write_parquet(rows.part, part.rows.replace_schema_metadata(facts))
+
+
+def read_part(path: Path, digest: str) -> Part | None:
+    """The part written for this build, or None when it is absent, damaged or of another build."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+        facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if facts["digest"] != digest:
+            return None
+        shard = json.loads(facts["shard"])
+        bad = tuple((place, code, message) for place, code, message in json.loads(facts["bad"]))
+        return Part(shard and Shard(**shard), table.replace_schema_metadata(None), bad)
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return None
+
+
+def intact(folder: Path, shard: Shard | None) -> bool:
+    """Whether the tar is byte for byte what was packed."""
+    if shard is None:
+        return True
+    try:
+        with (folder / shard.name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    except OSError:
+        return False
