@@ -125,7 +125,7 @@ class AttributeReader(nn.Module):
         features = self.clip.get_text_features(input_ids=self.prompt_ids)
         text = nn.functional.normalize(features.pooler_output.float(), dim=-1)
         if self._text_locked or not (self.training or torch.is_grad_enabled()):
-            self._text = text.detach()
+            text = self._text = text.detach()
         return text
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

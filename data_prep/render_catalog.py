@@ -1,0 +1,8 @@
+"""`facetclip render` as a file, for schedulers that start files."""
+
+import sys
+
+from facetclip.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["render", *sys.argv[1:]]))

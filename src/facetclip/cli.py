@@ -1,0 +1,68 @@
+"""The console command: `facetclip VERB`. The scripts of training/ and data_prep/ enter by the same door."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from facetclip import __version__
+from facetclip.errors import UserError
+
+# Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those that
+# train and read take seconds to import.
+VERBS = {
+    "render": ("data_commands", "draw a product catalog with known labels"),
+    "schema": ("data_commands", "propose a schema for a catalog"),
+    "check": ("data_commands", "list every problem of a catalog by row"),
+    "shard": ("data_commands", "turn a catalog into WebDataset shards with an index"),
+    "doctor": ("data_commands", "say what this machine has and what is wrong"),
+    "train": ("model_commands", "fine-tune a model as a run file says"),
+    "evaluate": ("model_commands", "measure a model on a split, beside its zero-shot start"),
+    "extract": ("model_commands", "read every attribute of every item"),
+    "promote": ("model_commands", "make the challenger the champion if it is better"),
+    "sync": ("model_commands", "send what MLflow missed while it was away"),
+    "demo": ("demo", "the whole system on a rendered catalog"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 when all went well, 1 when the answer is no, 2 for a mistake of the user's."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help") or words[0] not in VERBS:
+        return _overview(words)
+    verb = words[0]
+    module = importlib.import_module(f"facetclip.{VERBS[verb][0]}")
+    configure, run = module.COMMANDS[verb]
+    parser = argparse.ArgumentParser(
+        prog=f"facetclip {verb}",
+        description=VERBS[verb][1],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    configure(parser)
+    try:
+        return run(parser.parse_args(words[1:]))
+    except UserError as error:
+        # Every process of a launch meets the same mistake; one says so.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"facetclip {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left: nothing to report
+        return 1
+
+
+def _overview(words: Sequence[str]) -> int:
+    if words == ["--version"]:
+        print(__version__)
+        return 0
+    lines = [f"  {verb:10} {about}" for verb, (_, about) in VERBS.items()]
+    text = "\n".join(["usage: facetclip VERB ...", "", *lines, "", "facetclip VERB --help says more."])
+    asked = bool(words) and words[0] in ("-h", "--help")
+    if words and not asked:
+        text = f"facetclip: no verb {words[0]!r}\n{text}"
+    print(text, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2

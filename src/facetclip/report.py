@@ -1,0 +1,286 @@
+"""What an evaluation says: its numbers, its pictures, its page, its table for the terminal."""
+
+import io
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from facetclip.files import write_whole
+from facetclip.metrics import AttributeMetrics
+
+MOST_DRAWN = 30  # values of one attribute in its confusion matrix; rarer ones share one row
+LONGEST_NAME = 24  # characters of a value's name in a picture
+INK, MUTED, RULE = "#1c2733", "#66727f", "#d9dee4"
+MODEL_COLOUR, ZERO_SHOT_COLOUR = "#1f66c1", "#b4bec9"
+RAMP = ("#f5f8fc", "#c6dbf1", "#7fb2e2", "#3a82cc", "#17539c", "#0b2f61")
+DARK_FROM = 0.5  # share of a row from which the count in its cell is white
+
+
+@dataclass(frozen=True)
+class Means:
+    """Plain means over the attributes that could be measured."""
+
+    accuracy: float
+    macro_f1: float
+    balanced_accuracy: float
+    log_loss: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One model's reading of a split: where it came from, the digest of its weights, and how right it was."""
+
+    source: str
+    digest: str
+    mean: Means
+    attributes: dict[str, AttributeMetrics]
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """One model on one split, beside the zero-shot model that it started from (None: there is none, see `note`)."""
+
+    split: str
+    items: int
+    products: int
+    data_digest: str
+    model: Reading
+    zero_shot: Reading | None = None
+    unmeasured: tuple[str, ...] = ()  # attributes without a label in this split
+    note: str | None = None
+
+    def to_json(self) -> str:
+        """The whole report as JSON text."""
+        return TypeAdapter(EvalReport).dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "EvalReport":
+        """The report stored by `to_json`."""
+        return TypeAdapter(EvalReport).validate_json(text)
+
+    def numbers(self) -> dict[str, float]:
+        """The model's metrics as `ATTRIBUTE/macro_f1` and `mean/macro_f1`, for a tracker."""
+        parts: dict[str, Any] = {"mean": self.model.mean, **self.model.attributes}
+        names = list(Means.__annotations__)
+        return {f"{part}/{name}": getattr(numbers, name) for part, numbers in parts.items() for name in names}
+
+
+def reading(source: str, digest: str, attributes: Mapping[str, AttributeMetrics]) -> Reading:
+    """A reading with its means; `attributes` is not empty."""
+    means = {name: float(np.mean([getattr(m, name) for m in attributes.values()])) for name in Means.__annotations__}
+    return Reading(source, digest, Means(**means), dict(attributes))
+
+
+def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal: the first column to the left, the others to the right.
+
+    >>> print(text_table(["attribute", "F1"], [["lid", ".97"], ["handle", ".9"]]))
+    attribute   F1
+    ---------  ---
+    lid        .97
+    handle      .9
+    """
+    lines = [list(map(str, line)) for line in (headers, *rows)]
+    widths = [max(_width(line[place]) for line in lines) for place in range(len(headers))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(_padded(cell, width, left=place == 0) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal: wide East Asian letters take two, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def _padded(text: str, width: int, *, left: bool) -> str:
+    gap = " " * (width - _width(text))
+    return text + gap if left else gap + text
+
+
+def summary_table(report: EvalReport) -> str:
+    """Macro-F1 and accuracy of every attribute: always the most frequent value, zero-shot, and the model."""
+    with_start = report.zero_shot is not None
+    groups = ["majority", *(["zero-shot"] if with_start else []), "model"]
+    headers = ["attribute", "items", *(f"F1 {name}" for name in groups), *(f"acc. {name}" for name in groups)]
+    rows = []
+    for name, measured in report.model.attributes.items():
+        columns = _beside(report, name)
+        f1, right = ([f"{getattr(each, key):.3f}" for each in columns] for key in ("macro_f1", "accuracy"))
+        rows.append([name, str(measured.items), *f1, *right])
+    means = [np.mean([[m.macro_f1, m.accuracy] for m in column], axis=0) for column in zip(*_all_beside(report), strict=True)]
+    rows.append(["mean", "", *(f"{mean[0]:.3f}" for mean in means), *(f"{mean[1]:.3f}" for mean in means)])
+    return text_table(headers, rows)
+
+
+def _all_beside(report: EvalReport) -> list[list[Any]]:
+    return [_beside(report, name) for name in report.model.attributes]
+
+
+def _beside(report: EvalReport, name: str) -> list[Any]:
+    """What stands side by side for one attribute: the baseline, zero-shot where there is one, the model."""
+    measured = report.model.attributes[name]
+    start = [report.zero_shot.attributes[name]] if report.zero_shot else []
+    return [measured.baseline, *start, measured]
+
+
+def drawn_confusion(measured: AttributeMetrics, most: int = MOST_DRAWN) -> tuple[list[str], np.ndarray]:
+    """Names and counts [true, predicted] of the values that occur, the most frequent first, rare ones in one row."""
+    counts = np.array(measured.confusion)
+    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
+    order = [int(v) for v in np.lexsort((-columns, -rows)) if rows[v] + columns[v]]
+    names = [measured.values[value] for value in order]
+    counts = counts[np.ix_(order, order)]
+    if len(order) <= most:
+        return names, counts
+    group = np.minimum(np.arange(len(order)), most - 1)
+    merged = np.zeros((most, most), dtype=counts.dtype)
+    np.add.at(merged, (group[:, None], group[None, :]), counts)
+    return [*names[: most - 1], f"{len(order) - most + 1} other values"], merged
+
+
+def row_shares(counts: np.ndarray) -> np.ndarray:
+    """Each row divided by its sum; rows of zeros stay zeros."""
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def draw_confusion(name: str, measured: AttributeMetrics) -> bytes:
+    """A PNG of one attribute's confusion matrix: colour is the share of the true value's items, numbers are counts."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    names, counts = drawn_confusion(measured)
+    shares, size = row_shares(counts), len(names)
+    cell = 0.62 if size <= 8 else 0.46 if size <= 16 else 0.36
+    labels = [_shortened(text) for text in names]
+    left, bottom = (0.5 + 0.085 * max(map(len, labels)) + more for more in (0.55, 0.35))
+    wide, high = left + max(size * cell, 2.6) + 0.9, 0.95 + size * cell + bottom
+    figure = Figure(figsize=(wide, high), dpi=160, facecolor="white")
+    axes = figure.add_axes((left / wide, bottom / high, size * cell / wide, size * cell / high))
+    axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", list(RAMP)), vmin=0, vmax=1, aspect="auto")
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] >= DARK_FROM else INK
+        text = f"{counts[row, column]:,}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=_count_size(text, cell))
+    _label_matrix(axes, labels, counts)
+    figure.text(0.12 / wide, 1 - 0.3 / high, _shortened(name, 40), fontsize=14, weight="bold", color=INK, va="center")
+    caption = f"accuracy {measured.accuracy:.3f}    macro-F1 {measured.macro_f1:.3f}    {measured.items:,} items"
+    figure.text(0.12 / wide, 1 - 0.6 / high, caption, fontsize=9, color=MUTED, va="center")
+    return _png(figure)
+
+
+def _label_matrix(axes: Any, labels: list[str], counts: np.ndarray) -> None:
+    """Value names on both axes, thin white lines between cells, and each row's recall at its end."""
+    size = len(labels)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(range(size), labels, fontsize=9 if size <= 16 else 8, color=INK)
+        axis.set_ticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.tick_params(which="both", length=0)
+    for text in axes.get_xticklabels():
+        text.set(rotation=90 if size > 4 or max(map(len, labels)) > 8 else 0)
+    axes.grid(which="minor", color="white", linewidth=1.6)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("read as", fontsize=9, color=MUTED, labelpad=6)
+    axes.set_ylabel("true value", fontsize=9, color=MUTED, labelpad=6)
+    axes.text(size - 0.3, -0.75, "recall", fontsize=8, color=MUTED, va="center")
+    for row, total in enumerate(counts.sum(axis=1)):
+        recall = f"{counts[row, row] / total:.0%}" if total else "none"
+        axes.text(size - 0.3, row, recall, fontsize=8, color=MUTED, va="center")
+
+
+def _count_size(text: str, cell: float) -> float:
+    """Points, so that the digits stay inside a cell of `cell` inches."""
+    return min(11.0, 72 * cell / (0.75 * max(2, len(text))))
+
+
+def _shortened(text: str, most: int = LONGEST_NAME) -> str:
+    # A dollar sign would start mathematics in matplotlib.
+    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
+
+
+def draw_summary(report: EvalReport) -> bytes:
+    """A PNG of macro-F1 and accuracy by attribute: zero-shot beside the model, a tick at the majority baseline."""
+    from matplotlib.figure import Figure
+
+    names = list(report.model.attributes)
+    high = 1.5 + 0.62 * len(names)
+    figure = Figure(figsize=(9.6, high), dpi=160, facecolor="white")
+    longest = 0.09 * max(len(_shortened(name)) for name in names)
+    left, bottom, top = (0.35 + longest) / 9.6, 0.75 / high, 1 - 0.6 / high
+    panel = (1 - left - 0.09) / 2
+    for place, (key, title) in enumerate((("macro_f1", "macro-F1"), ("accuracy", "accuracy"))):
+        axes = figure.add_axes((left + place * (panel + 0.055), bottom, panel, top - bottom))
+        _draw_bars(axes, report, key)
+        axes.set_title(title, fontsize=12, weight="bold", color=INK, loc="left", pad=10)
+        axes.set_yticks(range(len(names)), [_shortened(n) for n in names] if not place else [], fontsize=10, color=INK)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(left, 0), ncols=3, frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def _draw_bars(axes: Any, report: EvalReport, key: str) -> None:
+    columns = np.array([[getattr(each, key) for each in _beside(report, name)] for name in report.model.attributes])
+    places = np.arange(len(columns))
+    high = 0.32 if report.zero_shot else 0.5
+    shift = high / 2 + 0.02 if report.zero_shot else 0.0
+    if report.zero_shot:
+        axes.barh(places - shift, columns[:, 1], height=high, color=ZERO_SHOT_COLOUR, label="zero-shot start")
+    axes.barh(places + shift, columns[:, -1], height=high, color=MODEL_COLOUR, label="this model")
+    axes.vlines(columns[:, 0], places - 0.42, places + 0.42, color=INK, linewidth=1.4, label="most frequent value")
+    for place, (_, *scores) in zip(places, columns, strict=True):
+        for score, at in zip(scores, (place - shift, place + shift) if report.zero_shot else (place,), strict=True):
+            axes.text(max(score, 0) + 0.015, at, f"{score:.2f}", va="center", fontsize=9, color=INK)
+    axes.set(xlim=(0, 1.12), ylim=(len(columns) - 0.4, -0.6))
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9, color=MUTED)
+    axes.tick_params(length=0)
+    axes.grid(axis="x", color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+
+
+def _png(figure: Any) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def render_page(report: EvalReport) -> str:
+    """The report as one HTML page that needs nothing beside it; every text in it is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = resources.files("facetclip").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    matrices = {name: _matrix(measured) for name, measured in report.model.attributes.items()}
+    beside = {name: _beside(report, name) for name in report.model.attributes}
+    return page.from_string(template).render(report=report, beside=beside, matrices=matrices)
+
+
+def _matrix(measured: AttributeMetrics) -> dict[str, Any]:
+    """What the page shows of one confusion matrix; `mistakes`: the most frequent ones, as (true, read as, items)."""
+    names, counts = drawn_confusion(measured)
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:5]
+    pairs = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
+    return {
+        "names": names,
+        "counts": counts.tolist(),
+        "shares": row_shares(counts).round(3).tolist(),
+        "mistakes": [(names[true], names[read], int(wrong[true, read])) for true, read in pairs],
+    }
+
+
+def write_report(report: EvalReport, out: Path) -> None:
+    """`confusion_ATTRIBUTE.png`, `summary.png`, `index.html` and, last, `report.json` in the folder `out`."""
+    for name, measured in report.model.attributes.items():
+        write_whole(out / f"confusion_{quote(name, safe=' ')}.png", draw_confusion(name, measured))
+    write_whole(out / "summary.png", draw_summary(report))
+    write_whole(out / "index.html", render_page(report).encode("utf-8"))
+    write_whole(out / "report.json", report.to_json().encode("utf-8"))

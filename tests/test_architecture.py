@@ -1,0 +1,115 @@
+"""Imports go down only, and each heavy library has one owner."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "facetclip"
+LAYERS = [
+    {"cli", "data_commands", "model_commands", "demo"},
+    {"runs", "trainer", "extract", "evaluate", "registry", "pyfunc_model", "shards", "checks", "infer", "render", "doctor"},
+    {"validation", "batches", "model", "losses", "optimizers", "checkpoint", "tracking", "report", "tars", "workers"}
+    | {"vessels", "garments", "drawing"},
+    {"index", "images"},
+    {"catalog", "splits", "sampling", "metrics", "schedule"},
+    {"schema"},
+    {"config"},
+    {"files", "faults", "errors", "__init__"},
+]
+OWNERS = {
+    "mlflow": {"tracking", "registry", "pyfunc_model"},
+    "webdataset": {"shards", "tars"},
+    "datasets": {"catalog"},
+    "pyarrow": {"catalog", "shards", "tars", "index", "extract"},
+    "accelerate": {"trainer", "validation", "extract", "runs"},
+    "transformers": {"model"},
+    "tokenizers": {"model"},
+    "PIL": {"images", "drawing", "vessels", "garments", "render"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "rapidfuzz": {"infer"},
+}
+NEVER = {"pickle", "dill", "joblib", "torchvision", "marshal", "shelve"}
+MODULES = sorted(SOURCE.glob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(imported module, whether inside a function) for each import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in inside) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "facetclip":
+            found += [(f"facetclip.{alias.name}", id(node) in inside) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.append((node.module or "", id(node) in inside))
+    return found
+
+
+def layer(module: str) -> int:
+    return next(place for place, names in enumerate(LAYERS) if module in names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_go_down_only_and_none_hide_in_functions(path: Path) -> None:
+    assert any(path.stem in names for names in LAYERS), f"{path.stem} belongs to no layer"
+    for name, hidden in imports(path):
+        if name.startswith("facetclip."):
+            target = name.split(".")[1]
+            assert not hidden, f"{path.name} hides its import of {target} in a function"
+            assert layer(path.stem) <= layer(target), f"{path.name} imports {target}, which lies above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_each_heavy_library_has_its_owners(path: Path) -> None:
+    for name, _ in imports(path):
+        top = name.split(".")[0]
+        assert top not in NEVER, f"{path.name} imports {top}"
+        assert path.stem in OWNERS.get(top, {path.stem}), f"{path.name} imports {top}, owned by {sorted(OWNERS[top])}"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {
+        path.stem: {name.split(".")[1] for name, _ in imports(path) if name.startswith("facetclip.")} for path in MODULES
+    }
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = list(graph[start])
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo += graph.get(name, set())
+        return seen
+
+    assert [name for name in graph if name in reachable(name)] == []
+
+
+def test_the_data_verbs_start_without_torch() -> None:
+    heavy = {"torch", "transformers", "mlflow", "accelerate"}
+    todo, seen = ["cli", "data_commands"], set()
+    while todo:
+        module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for name, hidden in imports(SOURCE / f"{module}.py"):
+            assert hidden or name.split(".")[0] not in heavy, f"{module} imports {name}"
+            if name.startswith("facetclip."):
+                todo.append(name.split(".")[1])
+    assert "shards" in seen
+
+
+def test_scripts_are_thin() -> None:
+    root = SOURCE.parents[1]
+    for path in [*(root / "training").glob("*.py"), *(root / "data_prep").glob("*.py")]:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 40, path
+        assert any("facetclip.cli" in line for line in lines), path
+

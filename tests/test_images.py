@@ -1,0 +1,325 @@
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter
+
+from facetclip import images
+from facetclip.images import BadImage, encode_jpeg, load, read_rgb, resolve, shrink, suffix, to_square, verdict
+
+
+def photo(width=640, height=480, seed=0):
+    """Smooth areas, edges and texture, as a product photo has."""
+    rng = np.random.default_rng(seed)
+    noise = Image.fromarray(rng.integers(0, 255, (height // 4, width // 4, 3), dtype=np.uint8)).resize((width, height))
+    image = Image.blend(Image.new("RGB", (width, height), "white"), noise.filter(ImageFilter.GaussianBlur(2)), 0.6)
+    pen = ImageDraw.Draw(image)
+    pen.ellipse(
+        (width // 5, height // 5, width * 4 // 5, height * 4 // 5), fill=(30, 90, 160), outline="black", width=3
+    )
+    pen.line((0, 0, width, height), fill=(200, 20, 20), width=4)
+    return image
+
+
+def coded(image, kind="JPEG", **options):
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def png_header(width, height):
+    """A PNG whose header promises these pixels and whose data is a few bytes."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    facts = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", facts) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+
+
+def psnr(one, other):
+    difference = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
+    return 10 * np.log10(255**2 / max(1e-9, (difference**2).mean()))
+
+
+def grey16():
+    return Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16))
+
+
+JPEG = coded(photo())
+BAD = {
+    "empty": (b"", "empty"),
+    "html named jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "not_an_image"),
+    "zeros": (bytes(5000), "not_an_image"),
+    "text": ("keine Größe".encode(), "not_an_image"),
+    "svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "format"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "format"),
+    "pdf": (b"%PDF-1.7\n", "format"),
+    "tiff": (coded(photo(64, 64), "TIFF"), "format"),
+    "bmp": (coded(photo(64, 64), "BMP"), "format"),
+    "ico": (coded(photo(64, 64), "ICO"), "format"),
+    "heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "format"),
+    "jpeg cut at half": (JPEG[: len(JPEG) // 2], "truncated"),
+    "jpeg without its last byte": (JPEG[:-2], "truncated"),
+    "progressive jpeg cut": (coded(photo(), progressive=True)[:-5000], "truncated"),
+    "jpeg of a header": (JPEG[:30], "corrupt"),
+    "png cut": (coded(photo(64, 64), "PNG")[:2000], "truncated"),
+    "gif cut": (coded(photo(64, 64).quantize(), "GIF")[:900], "truncated"),
+    "webp cut": (coded(photo(), "WEBP")[:3000], "corrupt"),
+    "avif cut": (coded(photo(), "AVIF")[:3000], "corrupt"),
+    "png with garbage inside": (coded(photo(64, 64), "PNG").replace(b"IDAT", b"IDAT\x07\x07", 1), "corrupt"),
+    "one pixel": (coded(photo(64, 64).resize((1, 1)), "PNG"), "too_small"),
+    "10000 x 1": (coded(Image.new("RGB", (10000, 1)), "PNG"), "too_small"),
+    "4000 x 10": (coded(Image.new("RGB", (4000, 10)), "PNG"), "too_thin"),
+    "60 megapixels": (png_header(10000, 6000), "too_many_pixels"),
+    "170 megapixels": (png_header(17000, 10000), "too_many_pixels"),
+    "400 megapixels": (png_header(20000, 20000), "too_many_pixels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_gets_its_stable_reason_everywhere(name):
+    data, code = BAD[name]
+    found = verdict(data, decode=True)
+    assert found is not None
+    assert (found.code, bool(found.message)) == (code, True)
+    assert found.code in images.CODES
+    for use in (read_rgb, lambda data: read_rgb(data, at_least=16), lambda data: shrink(data, 64)):
+        with pytest.raises(BadImage) as refused:
+            use(data)
+        assert refused.value.code == code
+
+
+GOOD = {
+    "JPEG": coded(photo(120, 90)),
+    "PNG": coded(photo(120, 90), "PNG"),
+    "WEBP": coded(photo(120, 90), "WEBP", quality=95),
+    "AVIF": coded(photo(120, 90), "AVIF", quality=95),
+    "GIF": coded(photo(120, 90).quantize(256), "GIF"),
+    "progressive": coded(photo(120, 90), progressive=True),
+    "animated": coded(
+        photo(120, 90).quantize(), "GIF", save_all=True, append_images=[Image.new("P", (120, 90))], duration=9
+    ),
+    "animated webp": coded(
+        photo(120, 90), "WEBP", quality=95, save_all=True, append_images=[Image.new("RGB", (120, 90))]
+    ),
+    "two pictures in one jpeg": coded(
+        photo(120, 90), "MPO", save_all=True, append_images=[Image.new("RGB", (120, 90))]
+    ),
+    "CMYK": coded(photo(120, 90).convert("CMYK")),
+    "exif damaged": coded(photo(120, 90), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_image_of_any_kind_is_read_as_the_photo_it_shows(name):
+    assert verdict(GOOD[name], decode=True) is None
+    image = read_rgb(GOOD[name])
+    assert (image.mode, image.size) == ("RGB", (120, 90))
+    assert psnr(image, photo(120, 90)) > 25
+
+
+def test_the_suffix_is_that_of_the_bytes():
+    assert [suffix(GOOD[name]) for name in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "two pictures in one jpeg")] == [
+        *("jpg", "png", "webp", "avif", "gif", "jpg")
+    ]
+
+
+def test_transparency_shows_white_in_every_mode():
+    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    clear.paste((200, 0, 0, 255), (0, 0, 16, 32))
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([200, 0, 0, 0, 0, 0])
+    palette.paste(0, (0, 0, 16, 32))
+    grey = Image.new("LA", (32, 32), (0, 0))
+    for data in (
+        coded(clear, "PNG"),
+        coded(clear, "WEBP", lossless=True),
+        coded(palette, "PNG", transparency=1),
+        coded(palette, "GIF", transparency=1),
+        coded(Image.new("L", (32, 32), 0), "PNG", transparency=0),
+        coded(Image.new("RGB", (32, 32), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
+        coded(grey, "PNG"),
+    ):
+        assert read_rgb(data).getpixel((24, 9)) == (255, 255, 255)
+    assert read_rgb(coded(palette, "PNG", transparency=1)).getpixel((3, 9)) == (200, 0, 0)
+
+
+def test_half_transparency_is_half_white():
+    assert read_rgb(coded(Image.new("RGBA", (16, 16), (0, 0, 0, 128)), "PNG")).getpixel((5, 5)) == (127, 127, 127)
+
+
+def test_16_bit_grey_keeps_its_range():
+    levels = np.asarray(read_rgb(coded(grey16(), "PNG")))
+    assert (levels.min(), levels.max()) == (0, 255)
+    assert abs(levels.mean() - 127.5) < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_also_when_decoded_at_a_part_of_the_size(orientation):
+    upright = photo(640, 400)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+    data = coded(stored, quality=95, exif=exif.tobytes())
+    assert psnr(read_rgb(data), upright) > 30
+    small = read_rgb(shrink(data, 100))
+    assert small.size == (160, 100)
+    assert psnr(small, upright.resize((160, 100), Image.Resampling.BICUBIC)) > 30
+
+
+@pytest.mark.parametrize(
+    ("edge", "target"), [(768, 256), (1000, 256), (1300, 256), (1340, 224), (1600, 256), (1340, 64)]
+)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_decoding_at_a_part_of_the_size_is_faithful(edge, target, options):
+    image = photo(edge, edge * 5 // 4)
+    data = coded(image, quality=90, **options)
+    shape = (target, target * 5 // 4)
+    full = read_rgb(data).resize(shape, Image.Resampling.BICUBIC)
+    part = read_rgb(data, at_least=target)
+    assert part.width < edge
+    assert part.width >= 1.5 * target
+    assert psnr(part.resize(shape, Image.Resampling.BICUBIC), full) >= 35
+
+
+def test_a_jpeg_is_never_decoded_below_the_target():
+    for edge in range(90, 700, 61):
+        assert min(read_rgb(coded(photo(edge, edge + 40)), at_least=80).size) >= min(edge, 120)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 700), st.integers(8, 700), st.integers(32, 300), st.booleans())
+def test_shrinking_keeps_the_aspect_and_never_enlarges(width, height, size, sideways):
+    if max(width, height) > images.MOST_ASPECT * min(width, height):
+        return
+    exif = Image.Exif()
+    exif[0x0112] = 6 if sideways else 1
+    data = coded(Image.new("RGB", (width, height), "red"), exif=exif.tobytes())
+    shown = (height, width) if sideways else (width, height)
+    small = read_rgb(shrink(data, size))
+    assert small.size == images.shrunk(*shown, size)
+    assert min(small.size) <= min(size, *shown)
+    assert max(small.size) <= max(images.LONGEST * size, images.MOST_ASPECT * images.FEWEST_PIXELS) + images.MOST_ASPECT
+    assert abs(small.width / small.height * shown[1] / shown[0] - 1) < 0.5 / min(small.size) + 0.001
+
+
+def test_a_small_upright_jpeg_is_kept_byte_for_byte_and_only_that():
+    small = coded(photo(100, 80))
+    assert shrink(small, 80) == small
+    assert shrink(coded(photo(100, 80), "PNG"), 80)[:2] == b"\xff\xd8"
+    with pytest.raises(BadImage, match="truncated"):
+        shrink(small[:-9], 200)
+
+
+def test_shrinking_is_deterministic():
+    assert shrink(JPEG, 100) == shrink(JPEG, 100)
+
+
+def test_the_jpeg_of_a_photo_is_close_to_it():
+    assert psnr(read_rgb(encode_jpeg(photo())), photo()) > 38
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (224, 224), (900, 100), (33, 31)])
+def test_a_square_has_its_size_and_pad_shows_everything_on_white(shape):
+    image = Image.new("RGB", shape, (10, 200, 30))
+    padded, cropped = to_square(image, 96, "pad"), to_square(image, 96, "crop")
+    assert padded.shape == cropped.shape == (96, 96, 3)
+    assert padded.dtype == np.uint8
+    assert (cropped == (10, 200, 30)).all()
+    green = (padded == (10, 200, 30)).all(axis=2)
+    assert abs(green.mean() - min(shape) / max(shape)) < 0.02
+    assert (padded[~green] == 255).all()
+    assert green[48, 48]
+
+
+def test_the_crop_is_the_centre_as_clip_cuts_it():
+    image = photo(330, 250)
+    resized = image.resize((int(224 * 330 / 250), 224), Image.Resampling.BICUBIC)
+    left = (resized.width - 224) // 2
+    assert (to_square(image, 224, "crop") == np.asarray(resized.crop((left, 0, left + 224, 224)))).all()
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "b c.jpg").write_bytes(JPEG)
+    (tmp_path / "secret.jpg").write_bytes(JPEG)
+    (tmp_path / "images" / "out.jpg").symlink_to(tmp_path / "secret.jpg")
+    (tmp_path / "images" / "up").symlink_to(tmp_path)
+    (tmp_path / "images" / "in.jpg").symlink_to(tmp_path / "images" / "a" / "b c.jpg")
+    os.mkfifo(tmp_path / "images" / "pipe.jpg")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    ("reference", "code"),
+    [
+        ("../secret.jpg", "outside_root"),
+        ("a/../../secret.jpg", "outside_root"),
+        ("..\\secret.jpg", "outside_root"),
+        ("/etc/passwd", "outside_root"),
+        ("\\\\host\\share.jpg", "outside_root"),
+        ("C:\\photos\\a.jpg", "outside_root"),
+        ("out.jpg", "outside_root"),
+        ("up/secret.jpg", "outside_root"),
+        ("a\0b.jpg", "outside_root"),
+        ("https://shop.example/a.jpg", "url"),
+        ("file:///etc/passwd", "url"),
+        ("data:image/png;base64,AAAA", "url"),
+        ("a/missing.jpg", "not_found"),
+        ("a", "not_found"),
+        ("pipe.jpg", "not_found"),
+        ("x" * 5000, "not_found"),
+        (".", "not_found"),
+        ("", "no_reference"),
+        ("  ", "no_reference"),
+        (None, "no_reference"),
+    ],
+)
+def test_nothing_outside_the_image_root_is_ever_opened(root, reference, code):
+    with pytest.raises(BadImage) as refused:
+        load(root, reference)
+    assert refused.value.code == code
+
+
+def test_files_and_links_inside_the_root_are_read(root):
+    assert load(root, "a/b c.jpg") == load(root, "in.jpg") == JPEG
+    assert resolve(root, "in.jpg") == resolve(root, "a/b c.jpg")
+
+
+def test_a_file_too_long_to_read_is_refused_unread(root, monkeypatch):
+    monkeypatch.setattr(images, "MOST_BYTES", 100)
+    with pytest.raises(BadImage, match="too_many_bytes"):
+        load(root, "a/b c.jpg")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_gives_a_picture_or_a_reason_never_another_error(data):
+    name = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "AVIF", "GIF", "CMYK"]))
+    damaged = bytearray(GOOD[name])
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    damaged = bytes(damaged[: data.draw(st.integers(1, len(damaged)))])
+    found = verdict(damaged, decode=True)
+    assert found is None or found.code in images.CODES
+    if found is None:
+        assert read_rgb(damaged).mode == "RGB"
+    else:
+        with pytest.raises(BadImage):
+            read_rgb(damaged)

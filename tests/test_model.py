@@ -1,0 +1,177 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
+
+from facetclip.config import NewModel
+from facetclip.errors import UserError
+from facetclip.model import AttributeReader, load_model, new_model, save_model
+from facetclip.schema import Schema
+
+SCHEMA = Schema.model_validate(
+    {
+        "columns": {"item": "item", "product": "product", "image": "image"},
+        "attributes": {
+            "lid": {
+                "column": "lid",
+                "values": ["yes", "no"],
+                "prompts": {"yes": "a pot with a lid", "no": "a pot without a lid"},
+            },
+            "colour": {"column": "colour", "values": ["red", "blue", "green"], "template": "a {value} pot on white ground"},
+        },
+    }
+)
+SHAPE = NewModel(
+    image_size=32,
+    patch_size=8,
+    vision_width=32,
+    vision_layers=2,
+    vision_heads=2,
+    text_width=32,
+    text_layers=2,
+    text_heads=2,
+    embedding=16,
+    vocabulary=600,
+)
+
+
+@pytest.fixture(scope="module")
+def reader() -> AttributeReader:
+    prompts = [text for attribute in SCHEMA.attributes.values() for text in attribute.prompt_texts]
+    return new_model(SHAPE, SCHEMA, prompts, seed=3).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(reader: AttributeReader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(reader, tmp_path_factory.mktemp("model"))
+
+
+def photos(count: int = 3, size: int = 32) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8))
+
+
+def test_a_stored_model_reads_the_same_scores(reader: AttributeReader, folder: Path) -> None:
+    again = load_model(str(folder))
+    assert again.schema == SCHEMA
+    assert again.schema.names == ("lid", "colour")
+    with torch.no_grad():
+        for ours, theirs in zip(reader(photos()), again(photos()), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_plain_transformers_loads_the_folder_and_gives_the_same_logits(reader: AttributeReader, folder: Path) -> None:
+    clip = CLIPModel.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = [text for attribute in SCHEMA.attributes.values() for text in attribute.prompt_texts]
+    # Padded to the full length, as the usual scripts do: truncating to the longest prompt must be exact.
+    tokens = tokenizer(prompts, padding="max_length", max_length=SHAPE.positions, return_tensors="pt")
+    pixels = (photos().float() / 255 - reader.mean) / reader.std
+    with torch.no_grad():
+        plain = clip(pixel_values=pixels, **tokens).logits_per_image
+        ours = torch.cat(reader(photos()), dim=1)
+    assert clip.logit_scale.shape == ()
+    assert torch.allclose(plain, ours, atol=1e-4)
+
+
+def test_a_new_model_is_a_function_of_its_seed() -> None:
+    words = ["a pot with a lid"]
+    first, same, other = (new_model(SHAPE, SCHEMA, words, seed=seed) for seed in (1, 1, 2))
+    weights = [reader.clip.vision_model.embeddings.patch_embedding.weight for reader in (first, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_tokenizer_knows_every_byte_and_survives_its_files(reader: AttributeReader, folder: Path) -> None:
+    again = AutoTokenizer.from_pretrained(folder)
+    for text in ("a pot with a lid", "crème brûlée 1/4 zip", "漢字 & emoji 🙂"):
+        ids = reader.tokenizer(text).input_ids
+        assert again(text).input_ids == ids
+        assert ids[0] == reader.tokenizer.bos_token_id
+        assert ids[-1] == reader.tokenizer.eos_token_id
+        assert reader.tokenizer.eos_token_id not in ids[1:-1]
+
+
+def test_a_half_precision_folder_loads_in_full_precision(reader: AttributeReader, tmp_path: Path) -> None:
+    half = save_model(reader, tmp_path / "half", half=True)
+    assert (half / "model.safetensors").stat().st_size < 1.5e6
+    again = load_model(str(half))
+    assert again.clip.logit_scale.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.allclose(reader(photos())[0], again(photos())[0], atol=0.1)
+
+
+def test_prompt_features_are_kept_while_reading_and_dropped_for_training(folder: Path) -> None:
+    reader = load_model(str(folder))
+    with torch.no_grad():
+        assert reader.embed_prompts() is reader.embed_prompts()
+    reader.train()
+    assert reader.embed_prompts() is not reader.embed_prompts()
+
+
+def test_a_locked_text_tower_gets_no_gradient_and_is_run_once(folder: Path) -> None:
+    reader = load_model(str(folder))
+    reader.lock_text()
+    reader.train()
+    assert reader.embed_prompts() is reader.embed_prompts()
+    reader(photos())[0].sum().backward()
+    assert reader.clip.text_projection.weight.grad is None
+    assert reader.clip.visual_projection.weight.grad is not None
+
+
+def test_siglip_is_read_by_the_same_class(tmp_path: Path, reader: AttributeReader) -> None:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": len(reader.tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    vision = {**tower, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))  # type: ignore[arg-type]  # dicts are taken
+    siglip.save_pretrained(tmp_path)
+    reader.tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), SCHEMA)
+    assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
+    with torch.no_grad():
+        logits = loaded(photos())
+    assert [scores.shape for scores in logits] == [(3, 2), (3, 3)]
+    stored = load_model(str(save_model(loaded, tmp_path / "again")))
+    with torch.no_grad():
+        assert torch.equal(stored(photos())[1], logits[1])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/folder", "expected a folder, a hub id"),
+        ("./missing", "expected a folder, a hub id"),
+        ("nonsense", "expected a folder, a hub id"),
+    ],
+)
+def test_a_wrong_path_is_refused_in_one_line(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load_model(source, SCHEMA)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_that_hold_no_clip_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(str(tmp_path), SCHEMA)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match="type 'bert'; expected one of clip, siglip"):
+        load_model(str(tmp_path), SCHEMA)
+
+
+def test_a_plain_clip_needs_a_schema(folder: Path, tmp_path: Path) -> None:
+    CLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="brings no schema"):
+        load_model(str(tmp_path))
+    assert load_model(str(tmp_path), SCHEMA).schema == SCHEMA
+
+
+def test_pickled_weights_are_never_loaded(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    torch.save(CLIPModel.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(str(tmp_path), SCHEMA)

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from facetclip.errors import UserError
+from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, read_schema
+
+SCHEMA = """
+[columns]
+item = "sku"
+product = "style"
+image = "photo"
+
+[attributes.category]
+column = "category"
+values = ["shirt", "pants"]
+
+[attributes.sleeve]
+column = "sleeve"
+values = ["no", "short", "long"]
+aliases = { "Long Sleeved" = "long" }
+not_applicable = ["N/A"]
+applies_where = { category = ["shirt"] }
+template = "a shirt with {value} sleeves"
+prompts = { no = "a sleeveless shirt" }
+"""
+
+
+@pytest.fixture
+def schema_file(tmp_path: Path) -> Path:
+    path = tmp_path / "schema.toml"
+    path.write_text(SCHEMA)
+    return path
+
+
+def test_values_stay_text_and_spellings_meet(schema_file: Path) -> None:
+    sleeve = read_schema(schema_file).attributes["sleeve"]
+    assert sleeve.values == ("no", "short", "long")
+    cells = ["NO", "Short", "long-sleeved", "", None, "N/A", "puffy"]
+    assert [sleeve.encode(cell) for cell in cells] == [0, 1, 2, UNLABELLED, UNLABELLED, NOT_APPLICABLE, UNKNOWN_VALUE]
+
+
+def test_none_is_a_value_where_the_schema_says_so() -> None:
+    handle = Attribute(column="handle", values=("none", "one", "two"))
+    assert [handle.encode(cell) for cell in ("none", "None", "n/a")] == [0, 0, UNLABELLED]
+
+
+def test_an_attribute_does_not_apply_where_its_rule_says_so(schema_file: Path) -> None:
+    schema = read_schema(schema_file)
+    assert schema.encode({"category": "Pants", "sleeve": "long"})["sleeve"] == NOT_APPLICABLE
+    assert schema.encode({"category": "Shirt", "sleeve": "long"})["sleeve"] == 2
+    assert schema.encode({"category": "", "sleeve": "long"})["sleeve"] == 2
+
+
+def test_prompts_come_from_the_template_unless_given(schema_file: Path) -> None:
+    prompts = read_schema(schema_file).attributes["sleeve"].prompt_texts
+    assert prompts == ("a sleeveless shirt", "a shirt with short sleeves", "a shirt with long sleeves")
+
+
+def test_several_values_in_a_cell_are_a_bit_mask_without_order() -> None:
+    material = Attribute(column="m", values=("wool", "silk", "hemp"), separator="|")
+    assert material.encode("hemp|Wool") == material.encode("Wool|hemp|wool") == 0b101
+    assert material.encode("wool|tin") == UNKNOWN_VALUE
+    assert material.encode("|") == UNLABELLED
+
+
+def test_a_schema_survives_its_json(schema_file: Path) -> None:
+    schema = read_schema(schema_file)
+    assert Schema.from_json(schema.to_json()) == schema
+    assert Schema.from_json(schema.to_json()).names == ("category", "sleeve")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("template", "tempalte", r"attributes\.sleeve: unknown key 'tempalte'; did you mean 'template'"),
+        ('item = "sku"', "", r"columns\.item: required, but not given"),
+        ('"long" }', '"lnog" }', "stands for 'lnog', not one of the values; did you mean 'long'"),
+        ('category = ["shirt"] }', 'categroy = ["shirt"] }', "did you mean 'category'"),
+        ('category = ["shirt"] }', 'category = ["shrit"] }', "did you mean 'shirt'"),
+        ('"no", "short"', '"no", "No", "short"', "are the same but for spelling"),
+        ("{value} sleeves", "sleeves", r"must contain \{value\}"),
+        ("no = ", "on = ", "a prompt is given for 'on'"),
+        ('values = ["shirt", "pants"]', 'values = ["shirt"]', "at least 2"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_place(schema_file: Path, old: str, new: str, message: str) -> None:
+    schema_file.write_text(SCHEMA.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        read_schema(schema_file)
