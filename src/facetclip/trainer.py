@@ -181,7 +181,8 @@ class Trainer:
         """Measure the validation split on all processes; the model of the lowest loss is exported as the best."""
         values = measure(self.reader, self.pixels, self.index.rows("validation"), self.accelerator)
         self._say(values)
-        loss = values["validation/loss"]
+        # Without a validation label the newest model counts as the best.
+        loss = values.get("validation/loss", -self.state.step)
         if loss < self.state.best:
             self.state.best, self.state.best_step = loss, self.state.step
             self.export()

@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from facetclip.batches import PixelReader, ahead
-from facetclip.losses import attribute_losses, label_targets
+from facetclip.losses import attribute_losses
+from facetclip.metrics import accuracy, confusion_matrix, listed_values, macro_f1
 from facetclip.model import AttributeReader
+from facetclip.schema import Attribute
 
 PORTION = 64  # images at a time
 
@@ -18,44 +19,40 @@ def measure(
 ) -> dict[str, float]:
     """`validation/loss`, and `validation/ATTRIBUTE/accuracy` and `/macro_f1`, over `rows`, equal on every process.
 
-    A metric without a single label is left out; the loss is then NaN.
+    What has not a single label is left out.
     """
     reader.eval()
-    attributes = list(reader.schema.attributes.values())
-    multi = [attribute.multi_valued for attribute in attributes]
-    device = accelerator.device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    tables = [torch.zeros(len(a.values), len(a.values), dtype=torch.int64, device=device) for a in attributes]
+    attributes = reader.schema.attributes
+    multi = [attribute.multi_valued for attribute in attributes.values()]
+    loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    tables = [np.zeros((len(a.values), len(a.values)), dtype=np.int64) for a in attributes.values()]
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     for batch in ahead(pixels.batch, [mine[start : start + PORTION] for start in range(0, len(mine), PORTION)]):
-        labels = batch.labels.to(device)
+        labels = batch.labels.to(accelerator.device)
         with accelerator.autocast():
-            logits = reader(batch.pixels.to(device))
+            logits = reader(batch.pixels.to(accelerator.device))
         loss += attribute_losses(logits, labels, multi).sum().double()
-        for place, (scores, table) in enumerate(zip(logits, tables, strict=True)):
-            table += confusion_counts(scores, labels[:, place], multi[place])
-    summed = [accelerator.reduce(value, reduction="sum").cpu().numpy() for value in (loss, *tables)]  # type: ignore[union-attr]
-    values = {"validation/loss": float(summed[0]) / max(1, sum(int(table.sum()) for table in summed[1:]))}
-    for name, table in zip(reader.schema.names, summed[1:], strict=True):
+        for place, attribute in enumerate(attributes.values()):
+            tables[place] += confusion(attribute, batch.labels[:, place].numpy(), logits[place].float().cpu().numpy())
+    counts = torch.from_numpy(np.concatenate([table.ravel() for table in tables])).to(accelerator.device)
+    loss, counts = (accelerator.reduce(value, reduction="sum").cpu() for value in (loss, counts))  # type: ignore[union-attr]
+    return summary(float(loss), np.split(counts.numpy(), np.cumsum([table.size for table in tables])[:-1]), attributes)
+
+
+def confusion(attribute: Attribute, labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Counts [true, predicted] over the labelled rows of `labels` [n] and `logits` [n, values]."""
+    listed = listed_values(attribute, labels)
+    labelled = listed.any(axis=1)
+    return confusion_matrix(listed[labelled], logits[labelled].argmax(axis=1))
+
+
+def summary(loss: float, counts: list[np.ndarray], attributes: dict[str, Attribute]) -> dict[str, float]:
+    """The metrics of the summed loss and the flat confusion counts of each attribute."""
+    labels = sum(int(table.sum()) for table in counts)
+    values = {"validation/loss": loss / labels} if labels else {}
+    for (name, attribute), flat in zip(attributes.items(), counts, strict=True):
+        table = flat.reshape(len(attribute.values), len(attribute.values))
         if table.sum():
-            values[f"validation/{name}/accuracy"] = float(np.trace(table) / table.sum())
+            values[f"validation/{name}/accuracy"] = accuracy(table)
             values[f"validation/{name}/macro_f1"] = macro_f1(table)
     return values
-
-
-def confusion_counts(logits: Tensor, labels: Tensor, multi_valued: bool) -> Tensor:
-    """Counts [values, values] of (true, predicted); a prediction among several listed values counts as the true one."""
-    values = logits.shape[1]
-    labelled = labels >= 0
-    predicted, labels = logits.argmax(dim=1)[labelled], labels[labelled]
-    if multi_valued:
-        listed = label_targets(labels, values) > 0
-        hit = listed.gather(1, predicted[:, None])[:, 0]
-        labels = torch.where(hit, predicted, listed.int().argmax(dim=1))
-    return torch.bincount(labels * values + predicted, minlength=values * values).reshape(values, values)
-
-
-def macro_f1(table: np.ndarray) -> float:
-    """The mean F1 over the values that occur, as truth or as prediction, in counts [true, predicted]."""
-    present = table.sum(axis=0) + table.sum(axis=1)
-    return float((2 * np.diag(table)[present > 0] / present[present > 0]).mean())
