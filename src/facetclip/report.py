@@ -90,10 +90,7 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [list(map(str, line)) for line in (headers, *rows)]
     widths = [max(_width(line[place]) for line in lines) for place in range(len(headers))]
     lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(_padded(cell, width, left=place == 0) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
+    return "\n".join("  ".join(map(_padded, line, widths, range(len(line)))) for line in lines)
 
 
 def _width(text: str) -> int:
@@ -101,28 +98,27 @@ def _width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
-def _padded(text: str, width: int, *, left: bool) -> str:
+def _padded(text: str, width: int, place: int) -> str:
     gap = " " * (width - _width(text))
-    return text + gap if left else gap + text
+    return text + gap if place == 0 else gap + text
 
 
 def summary_table(report: EvalReport) -> str:
     """Macro-F1 and accuracy of every attribute: always the most frequent value, zero-shot, and the model."""
-    with_start = report.zero_shot is not None
-    groups = ["majority", *(["zero-shot"] if with_start else []), "model"]
+    groups = ["majority", *(["zero-shot"] if report.zero_shot else []), "model"]
     headers = ["attribute", "items", *(f"F1 {name}" for name in groups), *(f"acc. {name}" for name in groups)]
-    rows = []
-    for name, measured in report.model.attributes.items():
-        columns = _beside(report, name)
-        f1, right = ([f"{getattr(each, key):.3f}" for each in columns] for key in ("macro_f1", "accuracy"))
-        rows.append([name, str(measured.items), *f1, *right])
-    means = [np.mean([[m.macro_f1, m.accuracy] for m in column], axis=0) for column in zip(*_all_beside(report), strict=True)]
-    rows.append(["mean", "", *(f"{mean[0]:.3f}" for mean in means), *(f"{mean[1]:.3f}" for mean in means)])
-    return text_table(headers, rows)
+    measured = report.model.attributes
+    # [attributes, 2 metrics, what stands side by side]
+    numbers = np.array([[_column(report, name, key) for key in ("macro_f1", "accuracy")] for name in measured])
+    rows = [
+        [name, f"{measured[name].items:,}", *(f"{number:.3f}" for number in numbers[place].ravel())]
+        for place, name in enumerate(measured)
+    ]
+    return text_table(headers, [*rows, ["mean", "", *(f"{number:.3f}" for number in numbers.mean(axis=0).ravel())]])
 
 
-def _all_beside(report: EvalReport) -> list[list[Any]]:
-    return [_beside(report, name) for name in report.model.attributes]
+def _column(report: EvalReport, name: str, key: str) -> list[float]:
+    return [getattr(each, key) for each in _beside(report, name)]
 
 
 def _beside(report: EvalReport, name: str) -> list[Any]:
@@ -159,10 +155,11 @@ def draw_confusion(name: str, measured: AttributeMetrics) -> bytes:
 
     names, counts = drawn_confusion(measured)
     shares, size = row_shares(counts), len(names)
-    cell = 0.62 if size <= 8 else 0.46 if size <= 16 else 0.36
+    cell = 0.8 if size <= 4 else 0.62 if size <= 8 else 0.46 if size <= 16 else 0.36
     labels = [_shortened(text) for text in names]
-    left, bottom = (0.5 + 0.085 * max(map(len, labels)) + more for more in (0.55, 0.35))
-    wide, high = left + max(size * cell, 2.6) + 0.9, 0.95 + size * cell + bottom
+    longest = 0.085 * max(map(len, labels))
+    left, bottom = 0.7 + longest, 0.55 + (longest if _upright(labels) else 0.1)
+    wide, high = left + max(size * cell, 2.2) + 0.8, 1.05 + size * cell + bottom
     figure = Figure(figsize=(wide, high), dpi=160, facecolor="white")
     axes = figure.add_axes((left / wide, bottom / high, size * cell / wide, size * cell / high))
     axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", list(RAMP)), vmin=0, vmax=1, aspect="auto")
@@ -185,15 +182,21 @@ def _label_matrix(axes: Any, labels: list[str], counts: np.ndarray) -> None:
         axis.set_ticks(np.arange(size + 1) - 0.5, minor=True)
     axes.tick_params(which="both", length=0)
     for text in axes.get_xticklabels():
-        text.set(rotation=90 if size > 4 or max(map(len, labels)) > 8 else 0)
+        text.set(rotation=90 if _upright(labels) else 0)
     axes.grid(which="minor", color="white", linewidth=1.6)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("read as", fontsize=9, color=MUTED, labelpad=6)
     axes.set_ylabel("true value", fontsize=9, color=MUTED, labelpad=6)
-    axes.text(size - 0.3, -0.75, "recall", fontsize=8, color=MUTED, va="center")
+    beside = {"textcoords": "offset points", "fontsize": 8, "color": MUTED}
+    axes.annotate("recall", (size - 0.5, -0.5), xytext=(8, 8), va="bottom", **beside)
     for row, total in enumerate(counts.sum(axis=1)):
         recall = f"{counts[row, row] / total:.0%}" if total else "none"
-        axes.text(size - 0.3, row, recall, fontsize=8, color=MUTED, va="center")
+        axes.annotate(recall, (size - 0.5, row), xytext=(8, 0), va="center", **beside)
+
+
+def _upright(labels: list[str]) -> bool:
+    """Whether the names under the columns have to stand on end."""
+    return len(labels) > 4 or max(map(len, labels)) > 8
 
 
 def _count_size(text: str, cell: float) -> float:
@@ -227,7 +230,7 @@ def draw_summary(report: EvalReport) -> bytes:
 
 
 def _draw_bars(axes: Any, report: EvalReport, key: str) -> None:
-    columns = np.array([[getattr(each, key) for each in _beside(report, name)] for name in report.model.attributes])
+    columns = np.array([_column(report, name, key) for name in report.model.attributes])
     places = np.arange(len(columns))
     high = 0.32 if report.zero_shot else 0.5
     shift = high / 2 + 0.02 if report.zero_shot else 0.0
@@ -235,9 +238,11 @@ def _draw_bars(axes: Any, report: EvalReport, key: str) -> None:
         axes.barh(places - shift, columns[:, 1], height=high, color=ZERO_SHOT_COLOUR, label="zero-shot start")
     axes.barh(places + shift, columns[:, -1], height=high, color=MODEL_COLOUR, label="this model")
     axes.vlines(columns[:, 0], places - 0.42, places + 0.42, color=INK, linewidth=1.4, label="most frequent value")
-    for place, (_, *scores) in zip(places, columns, strict=True):
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    for place, (baseline, *scores) in zip(places, columns, strict=True):
         for score, at in zip(scores, (place - shift, place + shift) if report.zero_shot else (place,), strict=True):
-            axes.text(max(score, 0) + 0.015, at, f"{score:.2f}", va="center", fontsize=9, color=INK)
+            end = baseline if score <= baseline < score + 0.12 else score  # beyond the tick, not across it
+            axes.text(end + 0.02, at, f"{score:.2f}", va="center", fontsize=9, color=INK, bbox=ground)
     axes.set(xlim=(0, 1.12), ylim=(len(columns) - 0.4, -0.6))
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9, color=MUTED)
     axes.tick_params(length=0)

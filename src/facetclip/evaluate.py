@@ -1,0 +1,87 @@
+"""`facetclip evaluate`: how right a model is on a split, beside the zero-shot model that it started from."""
+
+from pathlib import Path
+
+import torch
+
+from facetclip.errors import UserError
+from facetclip.index import ShardIndex, open_index
+from facetclip.metrics import measure_attribute
+from facetclip.model import AttributeReader, load_model
+from facetclip.report import EvalReport, Reading, reading, write_report
+from facetclip.scores import reader_digest, reader_for, score_rows
+
+NOTHING = "none"  # as `zero_shot`: compare with nothing
+
+
+def evaluate(model: str, shards: Path, split: str, out: Path, *, zero_shot: str | None = None) -> EvalReport:
+    """Measure `model` (a folder, a hub id, `starter`) on `split`; write report.json, pictures and index.html to `out`.
+
+    `zero_shot`: the model to stand beside it; by default the start that the model's folder names, and where that cannot
+    be loaded the report says so; `none` compares with nothing. UserError when the split holds no label at all.
+    """
+    index = open_index(shards)
+    if not len(index.rows(split)):
+        raise UserError(f"{shards}: the {split} split is empty; nothing can be measured")
+    reader = _on_device(reader_for(model, index.schema))
+    start, note = _start(reader, index, zero_shot)
+    report = evaluate_reader(reader, index, split, source=model, start=start, note=note)
+    write_report(report, out)
+    return report
+
+
+def evaluate_reader(
+    reader: AttributeReader,
+    index: ShardIndex,
+    split: str,
+    *,
+    source: str = "model",
+    start: tuple[str, AttributeReader] | None = None,
+    note: str | None = None,
+) -> EvalReport:
+    """The report on a loaded reader, without files; `start`: name and reader of what stands beside it."""
+    rows = index.rows(split)
+    model = _read(source, reader, index, split)
+    return EvalReport(
+        split=split,
+        items=len(rows),
+        products=len(set(index.products[rows].tolist())),
+        data_digest=index.digest,
+        model=model,
+        zero_shot=_read(*start, index, split) if start else None,
+        unmeasured=tuple(name for name in index.schema.names if name not in model.attributes),
+        note=note,
+    )
+
+
+def _read(source: str, reader: AttributeReader, index: ShardIndex, split: str) -> Reading:
+    rows = index.rows(split)
+    scores = score_rows(reader, index, rows)
+    attributes = {}
+    for name, attribute in index.schema.attributes.items():
+        measured = measure_attribute(attribute, index.labels[name][rows], scores.probabilities[name])
+        if measured is not None:
+            attributes[name] = measured
+    if not attributes:
+        raise UserError(f"{index.folder}: the {split} split holds no label; nothing can be measured")
+    return reading(source, reader_digest(reader), attributes)
+
+
+def _start(
+    reader: AttributeReader, index: ShardIndex, zero_shot: str | None
+) -> tuple[tuple[str, AttributeReader] | None, str | None]:
+    """Name and reader of the zero-shot model, or else why there is none."""
+    source = zero_shot or reader.card.start
+    if source is None or source == NOTHING:
+        return None, None
+    try:
+        return (source, _on_device(load_model(source, index.schema))), None
+    except UserError as error:
+        if zero_shot:
+            raise
+        return None, f"The zero-shot start is missing here: {error}"
+
+
+def _on_device(reader: AttributeReader) -> AttributeReader:
+    """The reader on this process's GPU, if there is one."""
+    return reader.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,342 @@
+"""`facetclip extract`: every attribute of every item, as Parquet parts and, last, a manifest.
+
+Part i holds items i*size .. (i+1)*size of what is asked for, so any number of processes share the parts without a word,
+and a run that was interrupted continues with the parts that are missing. A part names the request that it answers; a
+part of another request is never mixed in.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from facetclip import faults
+from facetclip.catalog import Catalog
+from facetclip.errors import UserError
+from facetclip.files import write_whole
+from facetclip.images import BadImage, verdict
+from facetclip.schema import NOT_APPLICABLE, Attribute, Schema
+from facetclip.scores import BATCH, Scores, reader_digest, reader_for, score_rows
+from facetclip.sources import FromCatalog, FromShards, Items, open_items
+
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.csv"
+FORMAT = "facetclip-scores-1"
+PART_SIZE = 4096
+LONGEST_WAIT = timedelta(days=1)  # of one process for the others' parts; a launcher ends all when one dies
+COLUMNS = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("product_id", pa.string()),
+        ("attribute", pa.string()),
+        ("listed", pa.string()),  # what the catalog says; several values joined by the schema's separator
+        ("value", pa.string()),  # the most probable value; null where the attribute does not apply
+        ("probability", pa.float32()),  # of `value`
+        ("not_applicable", pa.bool_()),
+        ("probabilities", pa.list_(pa.float32())),  # in the order of the schema's values
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction left in `folder`. `reused`: parts of this process that an earlier run had finished."""
+
+    folder: Path
+    items: int
+    parts: int
+    reused: int
+    bad: int
+
+
+@dataclass(frozen=True)
+class _Request:
+    """All that the answer depends on; batch size and processes only change how it is computed."""
+
+    format: str
+    model: str
+    data: str
+    split: str
+    items: int
+    part_size: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One finished part: `bad` are (row, reason code, message) of the items that it leaves out."""
+
+    name: str
+    items: int
+    rows: int
+    sha256: str
+    bad: list[tuple[int, str, str]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One extraction: pure facts, from which every part follows."""
+
+    items: Items
+    request: _Request
+    out: Path
+
+    @property
+    def count(self) -> int:
+        return -(-self.request.items // self.request.part_size)
+
+    def path(self, number: int) -> Path:
+        return self.out / f"part-{number:06d}.parquet"
+
+    def rows(self, number: int) -> np.ndarray:
+        size = self.request.part_size
+        return self.items.rows[number * size : (number + 1) * size]
+
+
+def extract(
+    model: str,
+    source: FromShards | FromCatalog,
+    out: Path,
+    *,
+    batch_size: int = BATCH,
+    part_size: int = PART_SIZE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Extraction | None:
+    """Read `source` with `model` (a folder, a hub id, `starter`) into the folder `out`; all processes call it.
+
+    The same command continues an interrupted run and ends with the same bytes. `progress` is told (parts, parts in all)
+    of this process. None on every process but the first. UserError when `out` answers another request.
+    """
+    if min(batch_size, part_size) < 1:
+        raise UserError(f"batch and part size: expected at least 1, found {batch_size} and {part_size}")
+    items = open_items(source)
+    state = _processes()
+    reader = reader_for(model, items.schema).to(state.device)
+    request = _Request(FORMAT, reader_digest(reader), items.digest, items.split, len(items.rows), part_size)
+    job = _Job(items, request, out)
+    _refuse_others(job)
+    mine = range(state.process_index, job.count, state.num_processes)
+    reused = 0
+    for done, number in enumerate(mine, 1):
+        if _reusable(job, number):
+            reused += 1
+        else:
+            skip_bad = items.catalog is not None
+            scores = score_rows(reader, items.photos, job.rows(number), batch_size=batch_size, skip_bad=skip_bad)
+            write_whole(job.path(number), _encoded(job, scores))
+            faults.reach("extract.after_part")
+        if progress is not None:
+            progress(done, len(mine))
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    return _complete(job, model, reused) if state.is_main_process else None
+
+
+def _processes() -> Any:
+    """This process among those of the launch, and its device."""
+    from accelerate import PartialState
+    from accelerate.utils import get_int_from_env, parse_flag_from_env
+
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    try:
+        state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+    except ValueError as error:
+        raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
+    launched = get_int_from_env(["WORLD_SIZE"], 1)
+    if state.num_processes != launched:
+        raise UserError(f"{launched} processes were launched, but each believes to be one of {state.num_processes}")
+    return state
+
+
+def not_applicable(
+    schema: Schema, labels: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Attribute -> bool [n]: it cannot apply, by the catalog's word or else by the schema's rules.
+
+    The rules go by the catalog's label where it has one, else by the prediction. An attribute that the catalog labels
+    applies.
+    """
+    out = {name: labels[name] == NOT_APPLICABLE for name in schema.names}
+    known = {name: np.where(labels[name] >= 0, labels[name], predicted[name]) for name in schema.names}
+    for _ in schema.names:  # a rule may lean on an attribute that another rule rules out
+        for name, attribute in schema.attributes.items():
+            for other, values in attribute.applies_where.items():
+                allowed = [schema.attributes[other].values.index(value) for value in values]
+                out[name] |= (labels[name] < 0) & (out[other] | ~np.isin(known[other], allowed))
+    return out
+
+
+def _encoded(job: _Job, scores: Scores) -> bytes:
+    """The bytes of a part: one line per item and attribute, items in the order of the request."""
+    facts = {
+        "format": FORMAT,
+        "request": json.dumps(asdict(job.request)),
+        "schema": job.items.schema.to_json(),
+        "bad": json.dumps([[row, bad.code, bad.message] for row, bad in sorted(scores.bad.items())]),
+    }
+    table = _table(job.items, scores).replace_schema_metadata(facts)
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
+    return out.getvalue()
+
+
+def _table(items: Items, scores: Scores) -> pa.Table:
+    labels = {name: items.labels[name][scores.rows] for name in items.schema.names}
+    excluded = not_applicable(items.schema, labels, scores.predicted())
+    products = items.products.take(pa.array(scores.rows)).to_pylist()
+    tables = [
+        pa.table(
+            [
+                scores.item_ids,
+                products,
+                [name] * len(scores.rows),
+                listed_text(attribute, labels[name]),
+                *_answers(attribute, scores.probabilities[name], excluded[name]),
+            ],
+            schema=COLUMNS,
+        )
+        for name, attribute in items.schema.attributes.items()
+    ]
+    by_item = np.arange(len(tables) * len(scores.rows)).reshape(len(tables), -1).T.ravel()
+    return pa.concat_tables(tables).take(pa.array(by_item)).combine_chunks()
+
+
+def _answers(attribute: Attribute, probabilities: np.ndarray, excluded: np.ndarray) -> list[pa.Array]:
+    """The columns value, probability, not_applicable, probabilities."""
+    items, values = probabilities.shape
+    best = pa.array(probabilities.argmax(axis=1), mask=excluded)
+    highest = pa.array(probabilities.max(axis=1, initial=0), mask=excluded)
+    ends = pa.array(np.arange(items + 1, dtype=np.int32) * values)
+    every = pa.ListArray.from_arrays(ends, pa.array(probabilities.ravel()))
+    return [pa.array(attribute.values).take(best), highest, pa.array(excluded), every]
+
+
+def listed_text(attribute: Attribute, labels: np.ndarray) -> list[str | None]:
+    """What the catalog lists for each label, as the schema spells it; None where it says nothing.
+
+    >>> colour = Attribute(column="colour", values=("red", "blue", "green"), separator="|")
+    >>> listed_text(colour, np.array([0b101, -1]))
+    ['red|green', None]
+    """
+    if not attribute.multi_valued:
+        return [attribute.values[label] if label >= 0 else None for label in labels.tolist()]
+    numbered = list(enumerate(attribute.values))
+    text = {
+        mask: str(attribute.separator).join(value for place, value in numbered if mask >> place & 1)
+        for mask in np.unique(labels).tolist()
+        if mask >= 0
+    }
+    return [text.get(label) for label in labels.tolist()]
+
+
+def _refuse_others(job: _Job) -> None:
+    """UserError when the folder holds a manifest or part of another request."""
+    parts = sorted(job.out.glob("part-*.parquet"))
+    found = {path: _request_of(path) for path in [*parts, *job.out.glob(MANIFEST)]}
+    asked = asdict(job.request)
+    for path, answered in found.items():
+        if answered is not None and answered != asked:
+            differs = ", ".join(name for name in asked if answered.get(name) != asked[name])
+            raise UserError(f"{path}: answers another request (other {differs}); use another --out, or delete this one")
+
+
+def _request_of(path: Path) -> dict[str, Any] | None:
+    """The request that a part or manifest answers; None when the file is damaged, to be written again."""
+    try:
+        if path.name == MANIFEST:
+            return json.loads(path.read_bytes())["request"]
+        return json.loads((pq.read_schema(path).metadata or {})[b"request"])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return None
+
+
+def _finished(job: _Job, number: int) -> _Part | None:
+    """A part that is there, whole, of this request, with exactly its items in order; else None."""
+    path, rows = job.path(number), job.rows(number)
+    if not path.is_file() or _request_of(path) != asdict(job.request):
+        return None
+    content = path.read_bytes()
+    try:
+        table = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError):
+        return None
+    bad = [tuple(entry) for entry in json.loads(table.schema.metadata[b"bad"])]
+    good = rows[~np.isin(rows, [row for row, *_ in bad])].tolist()
+    ids = table.column("item_id").to_pylist()[:: len(job.items.schema.names)]
+    if table.num_rows != len(good) * len(job.items.schema.names) or ids != [
+        job.items.photos.item_id(row) for row in good
+    ]:
+        return None
+    return _Part(path.name, len(good), table.num_rows, hashlib.sha256(content).hexdigest(), bad)
+
+
+def _reusable(job: _Job, number: int) -> bool:
+    """Whether a part is finished and none of the images that it leaves out can be read by now."""
+    part = _finished(job, number)
+    return part is not None and all(_still_bad(job, row) for row, *_ in part.bad)
+
+
+def _still_bad(job: _Job, row: int) -> bool:
+    try:
+        return verdict(job.items.photos.read(row), decode=True) is not None
+    except BadImage:
+        return True
+
+
+def _complete(job: _Job, model: str, reused: int) -> Extraction:
+    """Check that every item is there once, then write quarantine.csv and, last, the manifest."""
+    parts = []
+    for number in range(job.count):
+        part = _finished(job, number)
+        if part is None:
+            raise UserError(f"{job.path(number)}: is missing or damaged after all; run the same command again")
+        parts.append(part)
+    for left in job.out.glob(".*.tmp"):  # what killed processes were writing
+        left.unlink(missing_ok=True)
+    bad = [entry for part in parts for entry in part.bad]
+    if job.items.catalog is not None:
+        _quarantine(job, job.items.catalog, bad)
+    faults.reach("extract.before_manifest")
+    write_whole(job.out / MANIFEST, _manifest(job, model, parts))
+    return Extraction(job.out, sum(part.items for part in parts), len(parts), reused, len(bad))
+
+
+def _quarantine(job: _Job, catalog: Catalog, bad: list[tuple[int, str, str]]) -> None:
+    """Write quarantine.csv; UserError with the top reasons when more than `max_bad` of the images are in it."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["row", "item", "code", "message"])
+    for row, code, message in bad:
+        table.writerow([catalog.row_number(row), job.items.photos.item_id(row), code, message])
+    write_whole(job.out / QUARANTINE, out.getvalue().encode("utf-8"))
+    if len(bad) > job.items.max_bad * job.request.items:
+        reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
+        raise UserError(
+            f"{catalog.name}: {len(bad)} of {job.request.items} images cannot be read ({reasons}); --max-bad allows a "
+            f"share of {job.items.max_bad:g}; the first is {catalog.where(bad[0][0])}: {bad[0][2]}; all are in "
+            f"{job.out / QUARANTINE}"
+        )
+
+
+def _manifest(job: _Job, model: str, parts: list[_Part]) -> bytes:
+    listed = [{"name": p.name, "items": p.items, "rows": p.rows, "sha256": p.sha256} for p in parts]
+    manifest = {
+        "request": asdict(job.request),
+        "model": model,
+        "source": job.items.source,
+        "items": sum(part.items for part in parts),
+        "bad": sum(len(part.bad) for part in parts),
+        "schema": json.loads(job.items.schema.to_json()),
+        "parts": listed,
+    }
+    return json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,178 @@
+"""The registry of models in MLflow: file a trained model, find one again."""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from facetclip.errors import UserError
+from facetclip.model import AttributeReader, load_model
+from facetclip.schema import Schema
+from facetclip.scores import reader_digest
+from facetclip.tracking import connector, first_line, metric_name, redacted, say, tracking_uri, unreachable
+
+CHALLENGER = "challenger"
+DIGEST_TAG = "facetclip.digest"
+PACKAGE = Path(__file__).parent
+CLIP = "clip"  # the model folder's name among the artifacts, as pyfunc_model.py knows it
+NOT_SERVED = ("starter", "__pycache__")  # what the copy of this package beside a registered model goes without
+SERVED_WITH = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic", "pillow", "pandas")
+EXAMPLE = (  # a red disc on white, 16 x 16 pixels
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAMAAAAoLQ9TAAAABlBMVEXIKCj////MVeAQAAAALUlEQVR42mNgRAMMOAQYgABJgAEKYAIMDEgi2A"
+    "QYGJBFyBMgbAumwzCdjte3AE2QAJEPSb88AAAAAElFTkSuQmCC"
+)
+
+
+def register(model_folder: Path, *, name: str, run_id: str | None = None) -> str | None:
+    """File a model folder as a new version of `name`, with the alias `challenger`; returns the version.
+
+    What is filed serves on its own: safetensors, the code that reads them, pinned requirements, signature and example.
+    None, and one line of warning, when MLflow cannot be used: a training must not end badly for that.
+    """
+    uri = tracking_uri()
+    reader = load_model(str(model_folder))
+    problem = unreachable(uri)
+    if problem is None:
+        connect = connector(uri)
+        try:
+            return _register(connect(), model_folder, reader, name, run_id)
+        except _mlflow_errors() as error:
+            problem = first_line(error)
+    say(f"{model_folder} is not registered as {name!r}: MLflow at {uri} cannot be used now ({problem})")
+    return None
+
+
+def _register(client: Any, folder: Path, reader: AttributeReader, name: str, run_id: str | None) -> str:
+    experiment = client.get_run(run_id).info.experiment_id if run_id else "0"
+    logged = client.create_logged_model(
+        experiment, name=metric_name(name), source_run_id=run_id, model_type="facetclip"
+    )
+    with tempfile.TemporaryDirectory(prefix="facetclip-") as scratch:
+        place = Path(scratch) / "model"
+        _save_pyfunc(place, folder, reader.schema, logged)
+        client.log_model_artifacts(logged.model_id, str(place))
+    client.finalize_logged_model(logged.model_id, "READY")
+    if run_id:
+        from mlflow.entities import LoggedModelOutput
+
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    if not client.search_registered_models(filter_string=f"name = '{name}'"):
+        client.create_registered_model(name)
+    tags = {DIGEST_TAG: reader_digest(reader), "facetclip.data_digest": str(reader.card.data_digest)}
+    tags |= {f"facetclip.{metric_name(key)}": str(value) for key, value in reader.card.metrics.items()}
+    source = f"models:/{logged.model_id}"
+    version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=logged.model_id).version
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    return str(version)
+
+
+def _save_pyfunc(place: Path, folder: Path, schema: Schema, logged: Any) -> None:
+    """The MLflow model in `place`: models-from-code over the safetensors of `folder`, with our package beside it."""
+    code = place.with_name(PACKAGE.name)
+    import pandas
+    from mlflow.models import Model
+    from mlflow.pyfunc import save_model
+
+    shutil.copytree(PACKAGE, code, ignore=shutil.ignore_patterns(*NOT_SERVED))
+    save_model(
+        str(place),
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location, model_id=logged.model_id, run_id=logged.source_run_id
+        ),
+        python_model=str(code / "pyfunc_model.py"),
+        artifacts={CLIP: str(folder)},
+        code_paths=[str(code)],
+        signature=_signature(schema),
+        input_example=pandas.DataFrame({"image": [EXAMPLE]}),
+        pip_requirements=[f"{name}=={installed_version(name).partition('+')[0]}" for name in ("mlflow", *SERVED_WITH)],
+    )
+
+
+def _signature(schema: Schema) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec
+    from mlflow.types import Schema as Columns
+
+    answers: list[Any] = [
+        ColSpec(kind, name + ending, required=False)
+        for name in schema.names
+        for kind, ending in (("string", ""), ("double", "_probability"))
+    ]
+    answers.append(ColSpec("string", "error", required=False))
+    return ModelSignature(inputs=Columns([ColSpec("string", "image")]), outputs=Columns(answers))
+
+
+def resolve_model(source: str) -> str:
+    """The local model folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; any other source as it is.
+
+    What has to be downloaded is deleted when this process ends. UserError where there is no such version.
+    """
+    if not source.startswith("models:/"):
+        return source
+    rest = source.removeprefix("models:/")
+    at = rest.rfind("@")
+    name, found = (rest[:at], rest[at + 1 :]) if at > 0 else (rest.rpartition("/")[0], rest.rpartition("/")[2])
+    if not name or not found or (at < 0 and not found.isdigit()):
+        raise UserError(
+            f"model {source!r}: expected models:/NAME@ALIAS, such as models:/shop@champion, or models:/NAME/3"
+        )
+    client = connect_registry()
+    version = found if at < 0 else aliases(client, name).get(found)
+    if version is None:
+        known = ", ".join(sorted(aliases(client, name))) or "none"
+        raise UserError(f"model {source!r}: no version of {name!r} has the alias {found!r}; the aliases are: {known}")
+    return model_folder(client, name, version)
+
+
+def connect_registry() -> Any:
+    """A client of the registry; UserError, within seconds, where it cannot be reached."""
+    uri = tracking_uri()
+    if problem := unreachable(uri):
+        raise UserError(f"MLflow at {redacted(uri)} cannot be reached ({problem}); see MLFLOW_TRACKING_URI")
+    connect = connector(uri)
+    with told(f"MLflow at {uri}"):
+        return connect()
+
+
+def _mlflow_errors() -> tuple[type[Exception], ...]:
+    """What MLflow raises when it, its server or its disk is at fault."""
+    from mlflow.exceptions import MlflowException
+
+    return (MlflowException, OSError)
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """What MLflow raises inside becomes a UserError about `what`."""
+    try:
+        yield
+    except _mlflow_errors() as error:
+        raise UserError(f"{redacted(what)}: {first_line(error)}") from error
+
+
+def aliases(client: Any, name: str) -> dict[str, str]:
+    """Alias -> version of a registered model; UserError where there is none of that name."""
+    with told(f"registered model {name!r} at {tracking_uri()}"):
+        return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+
+
+def model_folder(client: Any, name: str, version: str) -> str:
+    """The model folder inside a registered version, as a local path."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+
+    with told(f"models:/{name}/{version}"):
+        uri = client.get_model_version_download_uri(name, version)
+        place = uri.removeprefix("file://")
+        if not Path(place).is_dir():
+            scratch = tempfile.mkdtemp(prefix="facetclip-")
+            atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+            place = download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=tracking_uri())
+        artifacts = Model.load(place).flavors.get("python_function", {}).get("artifacts", {})
+    if CLIP not in artifacts:
+        raise UserError(f"models:/{name}/{version}: no model of facetclip; expected one that a training registered")
+    return str(Path(place) / artifacts[CLIP]["path"])

@@ -1,0 +1,192 @@
+"""Photos in, probabilities out: what is measured, what is validated and what is shipped are read here, the same way."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facetclip.batches import ahead
+from facetclip.errors import UserError
+from facetclip.images import BadImage, read_rgb, to_square
+from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
+from facetclip.schema import Schema
+
+BATCH = 64
+MOST_THREADS = 16
+
+
+class Photos(Protocol):
+    """Images by row: a `ShardIndex`, or a catalog with an image root."""
+
+    def read(self, row: int) -> bytes:
+        """The bytes of one image; BadImage when there are none."""
+        ...
+
+    def item_id(self, row: int) -> str:
+        """The catalog's id of one row."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """For each item and attribute a probability for every value.
+
+    `probabilities`: attribute -> float32 [n, values], in the order of `rows` [n] and `item_ids`. `bad`: the rows that
+    were asked for and have no scores, with the reason.
+    """
+
+    rows: np.ndarray
+    item_ids: list[str]
+    schema: Schema
+    probabilities: dict[str, np.ndarray]
+    bad: dict[int, BadImage]
+
+    def predicted(self) -> dict[str, np.ndarray]:
+        """Attribute -> int64 [n]: the number of the most probable value."""
+        return {name: scores.argmax(axis=1) for name, scores in self.probabilities.items()}
+
+
+def reader_for(source: str, schema: Schema) -> AttributeReader:
+    """The model in `source`, reading the attributes of `schema`.
+
+    A fine-tuned model reads by its own prompts; its attributes and values must be those of `schema`, in their order, or
+    it is a UserError. A model that was never fine-tuned (a plain CLIP, the starter) reads `schema` zero-shot.
+    """
+    card = ModelCard.from_folder(STARTER if source == "starter" else Path(source))
+    difference = _difference(card.schema, schema) if card.schema else "no schema"
+    if not difference:
+        return load_model(source)
+    if card.schema is None or card.start is None:
+        return load_model(source, schema)
+    raise UserError(
+        f"model {source!r} reads {difference}; use data of the model's schema, or train a model on this data"
+    )
+
+
+def _difference(model: Schema, data: Schema) -> str | None:
+    """How what a model reads differs from what the data lists; None when it does not."""
+    if model.names != data.names:
+        return f"the attributes {', '.join(model.names)}, the data lists {', '.join(data.names)}"
+    for name, attribute in model.attributes.items():
+        if attribute.values != data.attributes[name].values:
+            listed = ", ".join(data.attributes[name].values)
+            return f"{name} as one of {', '.join(attribute.values)}, the data lists {listed}"
+    return None
+
+
+def reader_digest(reader: AttributeReader) -> str:
+    """sha256 over all that decides what a reader answers: weights, shape, prompts, preprocessing, schema, temperatures.
+
+    It does not depend on how the model's files are written.
+    """
+    towers = [reader.clip.config.text_config, reader.clip.config.vision_config]
+    shape = [
+        getattr(tower, name) for tower in towers for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")
+    ]
+    facts = (reader.preprocessing, shape, sorted(_temperatures(reader).items()))
+    total = hashlib.sha256(f"{reader.schema.to_json()}\0{facts}".encode())
+    for name, tensor in sorted({**reader.clip.state_dict(), "prompt_ids": reader.prompt_ids}.items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        total.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
+        total.update(array.data)
+    return total.hexdigest()
+
+
+def score_rows(
+    reader: AttributeReader,
+    photos: Photos,
+    rows: np.ndarray,
+    *,
+    batch_size: int = BATCH,
+    skip_bad: bool = False,
+) -> Scores:
+    """Score `rows` on the reader's device, with images decoded by threads ahead of it.
+
+    An image that cannot be read is a UserError naming the item, or with `skip_bad` lands in `Scores.bad`. Batches are
+    cut from `rows` alone, so the same rows give the same numbers.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    bad: dict[int, BadImage] = {}
+    portions = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    was_training = reader.training
+    if was_training:
+        reader.eval()
+    try:
+        with ThreadPoolExecutor(_threads(), thread_name_prefix="decode") as pool:
+            prepare = partial(_squares, reader, photos, pool, bad)
+            batches = [_probabilities(reader, pixels) for pixels in ahead(prepare, portions)]
+    finally:
+        if was_training:
+            reader.train()
+    for row, reason in bad.items():
+        if not skip_bad:
+            raise UserError(f"item {photos.item_id(row)!r}: its image cannot be read: {reason}")
+    return _joined(reader, photos, rows, batches, bad)
+
+
+def _threads() -> int:
+    """Decoding threads of this process: its share of the processors."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(MOST_THREADS, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _squares(
+    reader: AttributeReader, photos: Photos, pool: ThreadPoolExecutor, bad: dict[int, BadImage], rows: np.ndarray
+) -> Tensor:
+    """uint8 [n, 3, size, size]; black where the image is bad, so that bad images do not change the batches."""
+    size = reader.preprocessing.size
+    pixels = np.zeros((len(rows), 3, size, size), dtype=np.uint8)
+    for place, square in enumerate(pool.map(partial(_square, reader, photos), rows.tolist())):
+        if isinstance(square, BadImage):
+            bad[int(rows[place])] = square
+        else:
+            pixels[place] = square
+    return torch.from_numpy(pixels)
+
+
+def _square(reader: AttributeReader, photos: Photos, row: int) -> np.ndarray | BadImage:
+    """One photo as training sees it before augmentation, uint8 [3, size, size]."""
+    size = reader.preprocessing.size
+    try:
+        image = read_rgb(photos.read(row), at_least=size)
+    except BadImage as bad:
+        return bad
+    return to_square(image, size, "crop" if reader.preprocessing.fit == "crop" else "pad").transpose(2, 0, 1)
+
+
+@torch.inference_mode()
+def _probabilities(reader: AttributeReader, pixels: Tensor) -> list[np.ndarray]:
+    """Softmax over each attribute's values, at the attribute's temperature."""
+    logits = reader(pixels.to(reader.device))
+    temperatures = _temperatures(reader)
+    scaled = [
+        scores.float() / temperatures.get(name, 1.0) for name, scores in zip(reader.schema.names, logits, strict=True)
+    ]
+    return [scores.softmax(dim=1).cpu().numpy() for scores in scaled]
+
+
+def _temperatures(reader: AttributeReader) -> Mapping[str, float]:
+    """Attribute -> temperature, where the reader was calibrated."""
+    return getattr(reader, "temperatures", {})
+
+
+def _joined(
+    reader: AttributeReader, photos: Photos, rows: np.ndarray, batches: list[list[np.ndarray]], bad: dict[int, BadImage]
+) -> Scores:
+    good = ~np.isin(rows, list(bad))
+    probabilities = {}
+    for place, (name, attribute) in enumerate(reader.schema.attributes.items()):
+        empty = np.zeros((0, len(attribute.values)), dtype=np.float32)
+        probabilities[name] = np.concatenate([empty, *(batch[place] for batch in batches)])[good]
+        if not np.isfinite(probabilities[name]).all():
+            raise UserError(f"the model gives probabilities of {name!r} that are no numbers; its weights are damaged")
+    rows = rows[good]
+    return Scores(rows, [photos.item_id(row) for row in rows.tolist()], reader.schema, probabilities, bad)

@@ -1,0 +1,86 @@
+"""A shop small enough for a test: a few coloured photos, an index over them, and a CLIP of two layers."""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from facetclip.config import NewModel
+from facetclip.images import encode_jpeg
+from facetclip.index import Shard, ShardIndex, open_index, write_index
+from facetclip.model import AttributeReader, new_model
+from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
+
+SCHEMA = Schema.model_validate(
+    {
+        "columns": {"item": "id", "product": "product", "image": "image"},
+        "attributes": {
+            "category": {"column": "category", "values": ["shirt", "pants"]},
+            "sleeve": {
+                "column": "sleeve",
+                "values": ["long", "short", "none"],
+                "applies_where": {"category": ["shirt"]},
+            },
+            "colour": {"column": "colour", "values": ["red", "green", "blue"], "separator": "|"},
+        },
+    }
+)
+SHAPE = NewModel(
+    image_size=32,
+    patch_size=8,
+    vision_width=32,
+    vision_layers=2,
+    vision_heads=2,
+    text_width=32,
+    text_layers=2,
+    text_heads=2,
+    embedding=16,
+    vocabulary=600,
+)
+
+
+def make_reader(seed: int = 0, schema: Schema = SCHEMA) -> AttributeReader:
+    return new_model(SHAPE, schema, ["red shirt", "long sleeve", "blue pants"], seed=seed).eval()
+
+
+def photo(number: int) -> bytes:
+    """A JPEG that no other number gives, not square."""
+    draw = np.random.default_rng(number)
+    pixels = np.repeat(np.repeat(draw.integers(0, 255, (5, 4, 3), dtype=np.uint8), 10, axis=0), 10, axis=1)
+    return encode_jpeg(Image.fromarray(pixels))
+
+
+def make_labels(items: int) -> dict[str, np.ndarray]:
+    """Skewed, with gaps: pants have no sleeves, some categories are unknown, some colours are double."""
+    place = np.arange(items)
+    category = np.where(place % 5 == 4, UNLABELLED, (place % 3 == 2).astype(np.int16))
+    sleeve = np.where(category == 1, NOT_APPLICABLE, np.where(place % 4 == 3, UNLABELLED, place % 2))
+    colour = np.where(place % 7 == 6, UNLABELLED, np.where(place % 6 == 5, 0b110, 1 << (place % 3)))
+    return {"category": category.astype(np.int16), "sleeve": sleeve.astype(np.int16), "colour": colour.astype(np.int64)}
+
+
+def make_shards(folder: Path, items: int = 22, *, labels: Mapping[str, np.ndarray] | None = None) -> ShardIndex:
+    """An index over one file of photos laid end to end (readers only look where it points); `labels` replace some."""
+    photos = [photo(number) for number in range(items)]
+    lengths = np.array([len(image) for image in photos])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "shard-000000.tar").write_bytes(b"".join(photos))
+    product = np.arange(items) // 2
+    columns = {
+        "place": np.arange(items),
+        "item": pa.array([f"item {number}" for number in range(items)]),
+        "product_id": pa.array([f"P{number}" for number in product]),
+        "product": product,
+        "split": np.where(np.arange(items) % 2, 2, 0),
+        **{f"label:{name}": column for name, column in (make_labels(items) | dict(labels or {})).items()},
+        "shard": np.zeros(items),
+        "offset": np.cumsum(lengths) - lengths,
+        "length": lengths,
+        "checksum": np.array([zlib.crc32(image) for image in photos]),
+    }
+    shard = Shard("shard-000000.tar", items, int(lengths.sum()), "")
+    write_index(folder, pa.table(columns), SCHEMA, [shard], {})
+    return open_index(folder)
