@@ -89,7 +89,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.send_response(self.server.status if self.path == "/health" else 500)  # type: ignore[attr-defined]
         self.end_headers()
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
@@ -109,5 +109,5 @@ def test_a_server_is_asked_how_it_is(status: int, state: str) -> None:
 
 def test_constraints_are_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "constraints.txt").write_text("# tested\ntorch==2.13.0\nJinja2==3.1.6\n")
-    assert doctor.pinned(tmp_path / "constraints.txt") == {"torch": "2.13.0", "Jinja2": "3.1.6"}
+    assert doctor.pinned(tmp_path / "constraints.txt") == {"torch": "2.13.0", "jinja2": "3.1.6"}
     assert doctor.pinned(tmp_path / "absent.txt") == {}

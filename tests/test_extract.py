@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,10 +14,10 @@ from small_shop import SCHEMA, make_labels, make_reader, make_shards, photo
 from facetclip import extract as extraction
 from facetclip import faults
 from facetclip.errors import UserError
-from facetclip.extract import FromCatalog, FromShards, extract, not_applicable
+from facetclip.extract import FromCatalog, FromShards, extract
 from facetclip.index import ShardIndex
 from facetclip.model import load_model, save_model
-from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
+from facetclip.schema import UNLABELLED, Schema
 from facetclip.scores import score_rows
 
 PART = 5  # 22 items make parts of 5, 5, 5, 5 and 2
@@ -127,49 +128,27 @@ def test_the_manifest_names_model_data_schema_and_the_sums_of_all_parts(index, f
         assert part["sha256"] == extraction.hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_an_attribute_is_not_applicable_by_label_first_and_prediction_second():
-    labels = {
-        "category": np.array([0, 1, UNLABELLED, UNLABELLED, UNLABELLED, 0]),
-        "sleeve": np.array([UNLABELLED, UNLABELLED, UNLABELLED, UNLABELLED, 1, NOT_APPLICABLE]),
-        "colour": np.full(6, UNLABELLED),
-    }
-    predicted = {"category": np.array([1, 0, 0, 1, 1, 0]), "sleeve": np.zeros(6, int), "colour": np.zeros(6, int)}
-    found = not_applicable(SCHEMA, labels, predicted)
-    # shirt; pants; read as shirt; read as pants; read as pants but its sleeve is listed; excluded by its own cell
-    assert found["sleeve"].tolist() == [False, True, False, True, False, True]
-    assert not found["category"].any()
-    assert not found["colour"].any()
-
-
-def test_a_rule_that_leans_on_an_excluded_attribute_excludes_too():
-    deeper = SCHEMA.model_dump()
-    cuff = {"column": "cuff", "values": ["ribbed", "plain"], "applies_where": {"sleeve": ["long"]}}
-    deeper["attributes"] = {"cuff": cuff, **deeper["attributes"]}
-    schema = Schema.model_validate(deeper)
-    labels = {name: np.full(2, UNLABELLED) for name in schema.names}
-    predicted = {name: np.zeros(2, int) for name in schema.names} | {"category": np.array([0, 1])}
-    assert not_applicable(schema, labels, predicted)["cuff"].tolist() == [False, True]
-
-
 @pytest.fixture
-def no_state_yet() -> Iterator[None]:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that no launcher started and that has not asked yet."""
     from accelerate import PartialState
 
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
     PartialState._reset_state()
     yield
     PartialState._reset_state()
 
 
-@pytest.mark.usefixtures("no_state_yet")
-def test_without_a_launcher_there_is_one_process(monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.mark.usefixtures("alone")
+def test_without_a_launcher_there_is_one_process():
     state = processes_of_launch()
     assert (state.process_index, state.num_processes, state.is_main_process) == (0, 1, True)
 
 
-@pytest.mark.usefixtures("no_state_yet")
+@pytest.mark.usefixtures("alone")
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    processes_of_launch()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were launched, but each believes to be one of 1"):
         processes_of_launch()
@@ -400,3 +379,14 @@ def test_rows_that_cannot_be_told_apart_are_refused(tmp_path, model):
         extract(model, replace(source, images=tmp_path / "nowhere"), tmp_path / "out")
     with pytest.raises(UserError, match="--images"):
         extract(model, replace(source, images=None), tmp_path / "out")
+
+
+def test_images_embedded_in_a_parquet_catalog_need_no_folder(tmp_path, model, finished):
+    source = make_catalog(tmp_path / "shop")
+    rows = [line.split(",") for line in Path(source.catalog).read_text().splitlines()]
+    table = {name: list(cells) for name, *cells in zip(*rows, strict=True)}
+    table["image"] = [{"bytes": photo(number), "path": name} for number, name in enumerate(table["image"])]
+    pq.write_table(pa.table(table), tmp_path / "catalog.parquet")
+    embedded = FromCatalog(str(tmp_path / "catalog.parquet"), source.schema)
+    extract(model, embedded, tmp_path / "out", part_size=PART)
+    assert lines(tmp_path / "out") == lines(finished)

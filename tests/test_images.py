@@ -116,6 +116,7 @@ GOOD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_image_of_any_kind_is_read_as_the_photo_it_shows(name):
     assert verdict(GOOD[name], decode=True) is None

@@ -11,7 +11,7 @@ from small_shop import SCHEMA, make_reader
 
 from facetclip.errors import UserError
 from facetclip.model import load_model, save_model
-from facetclip.registry import DIGEST_TAG, EXAMPLE, register, resolve_model
+from facetclip.registry import DIGEST_TAG, EXAMPLE, aliases, register, resolve_model
 from facetclip.scores import reader_digest
 from facetclip.tracking import connector
 
@@ -40,7 +40,7 @@ def test_a_registered_model_is_found_again_by_alias_and_by_version(store: str, f
     assert register(folder, name="shop") == "1"
     assert register(folder, name="shop") == "2"
     client = connector(store)()
-    assert client.get_registered_model("shop").aliases == {"challenger": "2"}
+    assert aliases(client, "shop") == {"challenger": "2"}
     for source in ("models:/shop@challenger", "models:/shop/1"):
         found = Path(resolve_model(source))
         assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()

@@ -11,8 +11,8 @@ from facetclip.errors import UserError
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
 from facetclip.model import AttributeReader, ModelCard, save_model
-from facetclip.schema import Schema
-from facetclip.scores import reader_digest, reader_for, score_rows
+from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
+from facetclip.scores import not_applicable, reader_digest, reader_for, score_rows
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +159,27 @@ def test_a_model_that_was_never_fine_tuned_reads_any_schema(tmp_path, reader):
 def test_a_wrong_model_path_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="expected a folder"):
         reader_for(str(tmp_path / "nothing"), SCHEMA)
+
+
+def test_an_attribute_is_not_applicable_by_label_first_and_prediction_second():
+    labels = {
+        "category": np.array([0, 1, UNLABELLED, UNLABELLED, UNLABELLED, 0]),
+        "sleeve": np.array([UNLABELLED, UNLABELLED, UNLABELLED, UNLABELLED, 1, NOT_APPLICABLE]),
+        "colour": np.full(6, UNLABELLED),
+    }
+    predicted = {"category": np.array([1, 0, 0, 1, 1, 0]), "sleeve": np.zeros(6, int), "colour": np.zeros(6, int)}
+    found = not_applicable(SCHEMA, labels, predicted)
+    # shirt; pants; read as shirt; read as pants; read as pants but its sleeve is listed; excluded by its own cell
+    assert found["sleeve"].tolist() == [False, True, False, True, False, True]
+    assert not found["category"].any()
+    assert not found["colour"].any()
+
+
+def test_a_rule_that_leans_on_an_excluded_attribute_excludes_too():
+    deeper = SCHEMA.model_dump()
+    cuff = {"column": "cuff", "values": ["ribbed", "plain"], "applies_where": {"sleeve": ["long"]}}
+    deeper["attributes"] = {"cuff": cuff, **deeper["attributes"]}
+    schema = Schema.model_validate(deeper)
+    labels = {name: np.full(2, UNLABELLED) for name in schema.names}
+    predicted = {name: np.zeros(2, int) for name in schema.names} | {"category": np.array([0, 1])}
+    assert not_applicable(schema, labels, predicted)["cuff"].tolist() == [False, True]

@@ -95,7 +95,7 @@ def ahead(prepare: Callable[[Portion], Ready], portions: Iterable[Portion], dept
 
 
 def uniforms(seed: int, places: np.ndarray, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) for each place, float32 [n, count]: a hash (splitmix64, Steele et al. 2014), no state."""
+    """`count` numbers in [0, 1) for each place, float32 [n, count]: a hash (splitmix64, Steele et al. 2014)."""
     base = np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95)
     keys = places.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
     mixed = (keys + base) * np.uint64(0x9E3779B97F4A7C15)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from facetclip import __version__
 from facetclip.errors import UserError
 
-# Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those that
-# train and read take seconds to import.
+# Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those
+# that train and read take seconds to import.
 VERBS = {
     "render": ("data_commands", "draw a product catalog with known labels"),
     "schema": ("data_commands", "propose a schema for a catalog"),
@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left: nothing to report
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader of a pipe has left
         return 1
 
 

@@ -105,7 +105,7 @@ class NewModel(Strict):
 
 
 class ModelChoice(Strict):
-    """What training starts from: a folder, a hub id, `starter`, or a new model; and how photos meet its square input."""
+    """What training starts from: a folder, a hub id, `starter`, or a new model; and how photos become square."""
 
     start: str | None = None
     new: NewModel | None = None

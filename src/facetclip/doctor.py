@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from facetclip.tracking import redacted, tracking_uri, unreachable
 
@@ -82,7 +83,8 @@ def render_text(findings: Sequence[Finding]) -> str:
 def pinned(path: Path = CONSTRAINTS) -> dict[str, str]:
     """Package -> the version that this code is tested with; nothing where the file is not there."""
     lines = path.read_text().splitlines() if path.is_file() else []
-    return dict(line.split("==") for line in lines if re.fullmatch(r"[\w.-]+==[\w.]+", line))
+    pairs = [line.split("==") for line in lines if re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    return {canonicalize_name(name): found for name, found in pairs}
 
 
 def _requirements() -> list[str]:
@@ -99,7 +101,7 @@ def _packages(requirements: Sequence[str], tested: dict[str, str]) -> Iterator[F
         requirement = Requirement(text)
         optional = requirement.marker is not None and "extra" in str(requirement.marker)
         if not optional or requirement.name in EXTRAS:
-            yield _package(requirement, tested.get(requirement.name), optional=optional)
+            yield _package(requirement, tested.get(canonicalize_name(requirement.name)), optional=optional)
 
 
 def _package(requirement: Requirement, tested: str | None, *, optional: bool) -> Finding:

@@ -30,6 +30,12 @@ def evaluate(model: str, shards: Path, split: str, out: Path, *, zero_shot: str 
     return report
 
 
+def score_split(model: str, shards: Path, split: str) -> EvalReport:
+    """The report on `model` alone, without files; UserError as `evaluate`."""
+    index = open_index(shards)
+    return evaluate_reader(_on_device(reader_for(model, index.schema)), index, split, source=model)
+
+
 def evaluate_reader(
     reader: AttributeReader,
     index: ShardIndex,

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,8 +26,8 @@ from facetclip.catalog import Catalog
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import BadImage, verdict
-from facetclip.schema import NOT_APPLICABLE, Attribute, Schema
-from facetclip.scores import BATCH, Scores, reader_digest, reader_for, score_rows
+from facetclip.schema import Attribute
+from facetclip.scores import BATCH, Scores, not_applicable, reader_digest, reader_for, score_rows
 from facetclip.sources import FromCatalog, FromShards, Items, open_items
 
 MANIFEST = "manifest.json"
@@ -93,12 +93,15 @@ class _Job:
 
     @property
     def count(self) -> int:
+        """How many parts there are."""
         return -(-self.request.items // self.request.part_size)
 
     def path(self, number: int) -> Path:
+        """The file of a part."""
         return self.out / f"part-{number:06d}.parquet"
 
     def rows(self, number: int) -> np.ndarray:
+        """The rows of the source that a part answers."""
         size = self.request.part_size
         return self.items.rows[number * size : (number + 1) * size]
 
@@ -156,24 +159,6 @@ def _processes() -> Any:
     if state.num_processes != launched:
         raise UserError(f"{launched} processes were launched, but each believes to be one of {state.num_processes}")
     return state
-
-
-def not_applicable(
-    schema: Schema, labels: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Attribute -> bool [n]: it cannot apply, by the catalog's word or else by the schema's rules.
-
-    The rules go by the catalog's label where it has one, else by the prediction. An attribute that the catalog labels
-    applies.
-    """
-    out = {name: labels[name] == NOT_APPLICABLE for name in schema.names}
-    known = {name: np.where(labels[name] >= 0, labels[name], predicted[name]) for name in schema.names}
-    for _ in schema.names:  # a rule may lean on an attribute that another rule rules out
-        for name, attribute in schema.attributes.items():
-            for other, values in attribute.applies_where.items():
-                allowed = [schema.attributes[other].values.index(value) for value in values]
-                out[name] |= (labels[name] < 0) & (out[other] | ~np.isin(known[other], allowed))
-    return out
 
 
 def _encoded(job: _Job, scores: Scores) -> bytes:

@@ -107,7 +107,7 @@ def verdict(data: bytes, *, decode: bool = False) -> BadImage | None:
     try:
         image = _open(data)
         if decode:
-            _rgb(image, scale=8)  # reads all of a JPEG, at an eighth of its size
+            _rgb(_loaded(image, scale=8))  # reads all of a JPEG, at an eighth of its size
     except BadImage as bad:
         return bad
     return None
@@ -125,7 +125,7 @@ def read_rgb(data: bytes, *, at_least: int | None = None) -> Image.Image:
     which gives nearly the same result at half the time (SPARES; measured by benchmarks/sharding.py).
     """
     image = _open(data)
-    return _rgb(image, 1 if at_least is None else _scale(image, at_least))
+    return _rgb(_loaded(image, 1 if at_least is None else _scale(image, at_least)))
 
 
 def shrunk(width: int, height: int, size: int) -> tuple[int, int]:
@@ -147,12 +147,12 @@ def shrink(data: bytes, size: int) -> bytes:
 
     An upright RGB JPEG that is small enough already is kept byte for byte.
     """
-    header = _open(data)
-    shape = shrunk(*header.size, size)
-    turn = _orientation(header)
-    kept = shape == header.size and turn == 1 and header.format == "JPEG" and header.mode == "RGB"
-    image = _rgb(header, _scale(header, min(shape)))
-    return data if kept else encode_jpeg(_resized(image, shape[::-1] if turn in _SIDEWAYS else shape))
+    image = _open(data)
+    before, shape = image.size, shrunk(*image.size, size)
+    turn = _orientation(_loaded(image, _scale(image, min(shape))))
+    if shape == before and turn == 1 and image.format == "JPEG" and image.mode == "RGB":
+        return data
+    return encode_jpeg(_resized(_rgb(image), shape[::-1] if turn in _SIDEWAYS else shape))
 
 
 def encode_jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:
@@ -219,35 +219,47 @@ def _unopened(data: bytes) -> BadImage:
     return BadImage("not_an_image", f"the bytes are not an image; they begin {start[:16]!r}")
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; damaged EXIF data counts as upright."""
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # the parser raises a dozen kinds; the pixels may still be good
-        return 1
-
-
 def _scale(image: Image.Image, at_least: int) -> int:
     return next((scale for scale, spare in SPARES if min(image.size) >= scale * spare * at_least), 1)
 
 
-def _rgb(image: Image.Image, scale: int) -> Image.Image:
-    """An opened image decoded (a JPEG at 1/scale), upright, in RGB over white, 16-bit grey by its high byte."""
-    turn = _TURNS.get(_orientation(image))
+def _loaded(image: Image.Image, scale: int) -> Image.Image:
+    """The opened image decoded to its last byte, a JPEG at 1/scale of its size."""
     try:
         if scale > 1:
             image.draft("RGB", (image.width // scale, image.height // scale))
         image.load()
-        image = _flattened(image)
     except MemoryError:
         raise
     except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise BadImage("truncated" if cut else "corrupt", f"cannot be decoded: {error}") from error
-    return image if turn is None else image.transpose(turn)
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a loaded image, 1 to 8; damaged EXIF data counts as upright.
+
+    Before loading, Pillow would decode a PNG to look for it, and a failure of that would be lost here.
+    """
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # the parser raises a dozen kinds; the pixels are good
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A loaded image upright, in RGB over white."""
+    turn = _TURNS.get(_orientation(image))
+    try:
+        flat = _flattened(image)
+    except (OSError, ValueError) as error:
+        raise BadImage("corrupt", f"cannot be brought to RGB: {error}") from error
+    return flat if turn is None else flat.transpose(turn)
 
 
 def _flattened(image: Image.Image) -> Image.Image:
+    """RGB: transparency over white, 16-bit grey by its high byte."""
     if image.mode in _GREY_16:
         high = (np.asarray(image).astype(np.int32) >> 8).clip(0, 255)
         return Image.fromarray(high.astype(np.uint8)).convert("RGB")

@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 from facetclip.errors import UserError
 from facetclip.files import writing
 from facetclip.schema import Schema
+from facetclip.splits import SPLITS
 
-SPLITS = ("train", "validation", "test")
 INDEX_NAME = "index.parquet"
 FORMAT = "facetclip-index-1"
 LABEL = "label:"  # before the attribute's name in the Parquet column
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+_KEY_LENGTH = 64  # the place alone makes a key unique; a plain tar header takes names of up to 100 bytes
 MOST_OPEN = 128  # shard files held open at a time
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
@@ -50,12 +52,8 @@ def key_of(place: int, item_id: str) -> str:
     >>> key_of(7, "AB.12"), key_of(8, "rot/groß")
     ('000000007_AB%2E12', '000000008_rot%2Fgro%C3%9F')
     """
-    escaped = "".join(c if re.match(r"[A-Za-z0-9-]", c) else _percent(c) for c in item_id[:64])
-    return f"{place:09d}_{escaped[:64]}"
-
-
-def _percent(character: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+    escaped = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), item_id[:_KEY_LENGTH])
+    return f"{place:09d}_{escaped[:_KEY_LENGTH]}"
 
 
 class _OpenFile:
@@ -94,7 +92,7 @@ class ShardIndex:
     schema: Schema
     digest: str
     size: int
-    shards: tuple[Shard, ...]
+    shards: tuple[Shard, ...] = field(repr=False)
     _open: _OpenFiles = field(default_factory=_OpenFiles, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -247,6 +245,7 @@ def write_index(
     folder: Path, table: pa.Table, schema: Schema, shards: Sequence[Shard], facts: Mapping[str, str]
 ) -> None:
     """Write `index.parquet` whole or not at all: `table` has `index_columns`; `facts` go into the metadata."""
+    table = table.cast(index_columns(schema))
     metadata = {
         "format": FORMAT,
         "schema": schema.to_json(),
@@ -255,8 +254,7 @@ def write_index(
         "shards": json.dumps([asdict(shard) for shard in shards]),
         **facts,
     }
-    arrow = index_columns(schema).with_metadata({key: value.encode() for key, value in metadata.items()})
-    write_parquet(folder / INDEX_NAME, table.cast(arrow))
+    write_parquet(folder / INDEX_NAME, table.replace_schema_metadata(metadata))
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
@@ -274,8 +272,12 @@ def index_columns(schema: Schema) -> pa.Schema:
 
 
 def digest_of(table: pa.Table, schema: Schema) -> str:
-    """sha256 over item ids, product ids, splits, labels and image checksums in row order, however they are stored."""
-    total = hashlib.sha256(schema.to_json().encode())
+    """sha256 over item ids, product ids, splits, labels and image checksums in row order, however they are stored.
+
+    The values that label numbers stand for count too; prompts, columns and spellings do not.
+    """
+    values = {name: attribute.values for name, attribute in schema.attributes.items()}
+    total = hashlib.sha256(json.dumps(values).encode())
     for name in ("item", "product_id", "split", *(LABEL + name for name in schema.names), "checksum"):
         total.update(f"\0{name}\0{table.num_rows}\0".encode())
         for part in canonical(table.column(name)):

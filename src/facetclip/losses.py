@@ -23,8 +23,8 @@ def attribute_losses(
 ) -> Tensor:
     """The summed cross-entropy of each attribute, [attributes]; divide by the global number of labels, not here.
 
-    `logits`: per attribute [n, values]; `labels` [n, attributes]: value numbers, bit masks where `multi_valued`, negative
-    where unlabelled or not applicable, which contribute nothing, to the gradient neither.
+    `logits`: per attribute [n, values]; `labels` [n, attributes]: value numbers, bit masks where `multi_valued`,
+    negative where unlabelled or not applicable, which contribute nothing, to the gradient neither.
     """
     sums = [
         _summed(scores.float(), labels[:, place], multi, smoothing)

@@ -4,9 +4,11 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023), whose towers are read the same way.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -300,25 +302,60 @@ def _tower(width: int, layers: int, heads: int) -> dict[str, int]:
 
 
 def _train_tokenizer(captions: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE in CLIP's own form (lower case, `</w>` ends a word), learned from `captions`."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    """A byte-level BPE in CLIP's own form (lower case, `</w>` ends a word), learned from `captions`.
+
+    Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016). The trainer of `tokenizers`
+    breaks ties at random, and every process of a launch must learn the same merges. Every byte is a token both inside
+    and at the end of a word, so no text is ever unknown.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
+    letters = sorted(ByteLevel.alphabet())
+    base = [*letters, *(letter + "</w>" for letter in letters)]
     ends = ["<|startoftext|>", "<|endoftext|>"]
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=ends[1]))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        sorted(set(captions)),
-        trainers.BpeTrainer(
-            vocab_size=vocabulary - 256, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-        ),
-    )
-    learned = json.loads(bpe.to_str())["model"]
-    # Every byte is a token both inside and at the end of a word, so no text is ever unknown.
-    words = [*learned["vocab"], *(byte + "</w>" for byte in sorted(alphabet)), *ends]
-    table = {word: place for place, word in enumerate(dict.fromkeys(words))}
-    return CLIPTokenizer(vocab=table, merges=[tuple(pair) for pair in learned["merges"]])
+    plain = CLIPTokenizer(vocab={word: place for place, word in enumerate([*base, *ends])}, merges=[])
+    words = Counter(word for caption in sorted(set(captions)) for word in _words(plain.tokenize(caption)))
+    merges = _merges(words, most=vocabulary - len(base) - len(ends))
+    table = [*base, *("".join(pair) for pair in merges), *ends]
+    return CLIPTokenizer(vocab={word: place for place, word in enumerate(dict.fromkeys(table))}, merges=merges)
+
+
+def _words(letters: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Letters cut into words behind each `</w>`."""
+    word: list[str] = []
+    for letter in letters:
+        word.append(letter)
+        if letter.endswith("</w>"):
+            yield tuple(word)
+            word = []
+
+
+def _merges(words: Mapping[tuple[str, ...], int], most: int) -> list[tuple[str, str]]:
+    """The `most` pairs of neighbours to join, most frequent first, ties in alphabetical order; none that occurs once."""
+    merges: list[tuple[str, str]] = []
+    counted = dict(words)
+    while len(merges) < most:
+        pairs = Counter()
+        for word, count in counted.items():
+            for pair in itertools.pairwise(word):
+                pairs[pair] += count
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        merges.append(best)
+        joined: Counter[tuple[str, ...]] = Counter()
+        for word, count in counted.items():
+            joined[_joined(word, best)] += count
+        counted = joined
+    return merges
+
+
+def _joined(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    parts: list[str] = []
+    for part in word:
+        if parts and (parts[-1], part) == pair:
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return tuple(parts)

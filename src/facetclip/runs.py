@@ -12,6 +12,7 @@ from facetclip.evaluate import evaluate
 from facetclip.files import write_whole
 from facetclip.registry import register
 from facetclip.report import EvalReport
+from facetclip.spool import RECORD
 from facetclip.tracking import Tracker
 from facetclip.trainer import Trainer, TrainResult, make_accelerator
 
@@ -31,7 +32,7 @@ def run_training(run: RunConfig, *, fresh: bool = False) -> RunOutcome:
     accelerator = make_accelerator()
     folder = Path(run.output.folder)
     if fresh and accelerator.is_main_process:
-        for name in ("checkpoints", "model", REGISTERED, "mlflow_run.json"):
+        for name in ("checkpoints", "model", REGISTERED, RECORD):
             remove(folder / name)
     accelerator.wait_for_everyone()
     tracker = start_tracker(run, folder) if accelerator.is_main_process else None

@@ -1,9 +1,9 @@
 """The plan: which items make up each global batch, a pure function of (labels, spec, seed, epoch).
 
 Items that carry the same labels form a cell. Cells are weighted by iterative proportional fitting (raking, Deming and
-Stephan 1940) until every attribute's labelled values weigh the same, as far as `max_repeats` lets rare ones be repeated;
-whole numbers of draws come from systematic sampling, so no count strays from its share by more than one; and draws are
-dealt to the batches like cards from a deck sorted by cell, so every batch has the mix of the whole epoch.
+Stephan 1940) until every attribute's labelled values weigh the same, as far as `max_repeats` lets rare ones be
+repeated; whole numbers of draws come from systematic sampling, so no count strays from its share by more than one; and
+draws are dealt to the batches like cards from a deck sorted by cell, so every batch has the mix of the whole epoch.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class SamplingSpec:
 
 @dataclass(frozen=True)
 class Cells:
-    """Items grouped by their labels: `order[start[c] : start[c] + size[c]]` are the items of cell c, labelled `labels[:, c]`."""
+    """Items grouped by labels: `order[start[c] : start[c] + size[c]]` are the items of cell c, labelled `labels[:, c]`."""
 
     order: np.ndarray
     start: np.ndarray
@@ -38,7 +38,7 @@ class Cells:
 
 
 def group_cells(labels: Mapping[str, np.ndarray]) -> Cells:
-    """The cells of `labels` (attribute -> label an item [n]), sorted by the first attribute, then the next; items in order."""
+    """The cells of `labels` (attribute -> label of each item [n]), sorted by the first attribute, then the next."""
     columns = [np.unique(column, return_inverse=True) for column in labels.values()]
     count = len(columns[0][1])
     key = np.zeros(count, dtype=np.int64)
@@ -111,8 +111,9 @@ def systematic_counts(expected: np.ndarray, total: int, offset: float) -> np.nda
 def plan_epoch(labels: Mapping[str, np.ndarray], spec: SamplingSpec, *, seed: int, epoch: int) -> np.ndarray:
     """The rows of each global batch, [steps, batch]; `labels`: attribute -> label of each candidate item [n].
 
-    Items without any label teach nothing and are left out. Successive epochs walk through each cell, so that none of its
-    items is drawn twice before all have been drawn once. UserError when nothing is labelled or a batch cannot be filled.
+    Items without any label teach nothing and are left out. Successive epochs walk through each cell, so that none of
+    its items is drawn twice before all have been drawn once. UserError when nothing is labelled or a batch cannot be
+    filled.
     """
     useful = np.flatnonzero(np.any([column >= 0 for column in labels.values()], axis=0))
     repeats = spec.max_repeats if spec.balanced else 1
@@ -137,8 +138,10 @@ def _stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
 
 
 def _draw(cells: Cells, counts: np.ndarray, expected: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """`counts[c]` items of each cell c, laid cell after cell: each cell's own fixed shuffle, read on from where the epoch
-    before stopped, so that draws are spread evenly over items and over epochs."""
+    """`counts[c]` items of each cell c, laid cell after cell.
+
+    Each cell's own fixed shuffle is read on from where the epoch before stopped.
+    """
     shuffle = _stream(seed, 0, ITEM).permutation(len(cells.order)).astype(np.int32)
     cell_of = np.repeat(np.arange(len(cells.size), dtype=np.int32), cells.size)
     # Sorting a global shuffle by cell, stably, shuffles within each cell.

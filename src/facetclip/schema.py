@@ -4,6 +4,7 @@ The schema is read from TOML, where values stay text (`no` never becomes a boole
 checkpoint and registered model.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ class Attribute(Strict):
         return tuple(self.prompts.get(value, self.template.replace("{value}", value)) for value in self.values)
 
     def codes(self) -> dict[str, int]:
-        """Every explained spelling -> value index, UNLABELLED or NOT_APPLICABLE. The schema's own words win over blanks."""
+        """Every explained spelling -> value index, UNLABELLED or NOT_APPLICABLE. The schema's words win over blanks."""
         table = dict.fromkeys((spelling(cell) for cell in BLANK_CELLS), UNLABELLED)
         table |= {spelling(cell): UNLABELLED for cell in self.unlabelled}
         table |= {spelling(cell): NOT_APPLICABLE for cell in self.not_applicable}
@@ -183,4 +184,4 @@ def spans(sizes: Sequence[int]) -> list[slice]:
     [slice(0, 2, None), slice(2, 5, None)]
     """
     starts = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
-    return [slice(first, last) for first, last in zip(starts, starts[1:], strict=False)]
+    return [slice(first, last) for first, last in itertools.pairwise(starts)]

@@ -17,7 +17,7 @@ from facetclip.batches import ahead
 from facetclip.errors import UserError
 from facetclip.images import BadImage, read_rgb, to_square
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
-from facetclip.schema import Schema
+from facetclip.schema import NOT_APPLICABLE, Schema
 
 BATCH = 64
 MOST_THREADS = 16
@@ -190,3 +190,21 @@ def _joined(
             raise UserError(f"the model gives probabilities of {name!r} that are no numbers; its weights are damaged")
     rows = rows[good]
     return Scores(rows, [photos.item_id(row) for row in rows.tolist()], reader.schema, probabilities, bad)
+
+
+def not_applicable(
+    schema: Schema, labels: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Attribute -> bool [n]: it cannot apply, by the catalog's word or else by the schema's rules.
+
+    The rules go by the catalog's label where it has one, else by the prediction. An attribute that the catalog labels
+    applies.
+    """
+    out = {name: labels[name] == NOT_APPLICABLE for name in schema.names}
+    known = {name: np.where(labels[name] >= 0, labels[name], predicted[name]) for name in schema.names}
+    for _ in schema.names:  # a rule may lean on an attribute that another rule rules out
+        for name, attribute in schema.attributes.items():
+            for other, values in attribute.applies_where.items():
+                allowed = [schema.attributes[other].values.index(value) for value in values]
+                out[name] |= (labels[name] < 0) & (out[other] | ~np.isin(known[other], allowed))
+    return out

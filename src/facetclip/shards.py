@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,9 +28,9 @@ from facetclip.catalog import Catalog, encode_labels
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import BadImage
-from facetclip.index import INDEX_NAME, LABEL, SPLITS, canonical, open_index, read_metadata, write_index
+from facetclip.index import INDEX_NAME, LABEL, canonical, open_index, read_metadata, write_index
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
-from facetclip.splits import Shares, assign_splits
+from facetclip.splits import SPLITS, Shares, assign_splits
 from facetclip.tars import Part, Slice, intact, pack, read_image, read_part
 from facetclip.workers import each
 
@@ -41,6 +42,7 @@ FEWEST_PER_SHARD = 64
 FEWEST_SHARDS = 16  # where there are rows enough, so that several processes have work
 SMALLEST_RESIZE = 32
 FORMAT = "facetclip-shards-1"
+_OTHER = "another catalog, schema or setting"
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,20 @@ class _Build:
 
     @property
     def count(self) -> int:
+        """How many shards there will be."""
         return -(-len(self.rows.items) // self.per_shard)
 
+    def part(self, number: int) -> Path:
+        """Where shard `number` says what it holds, until the index does."""
+        return self.spec.out / PARTS / f"shard-{number:06d}.parquet"
+
     def slice(self, number: int) -> Slice:
+        """The rows of shard `number`."""
         first = number * self.per_shard
         rows, cut = self.rows, partial(_cut, first=first, length=self.per_shard)
         return Slice(
             tar=self.spec.out / f"shard-{number:06d}.tar",
-            part=self.spec.out / PARTS / f"shard-{number:06d}.parquet",
+            part=self.part(number),
             digest=self.digest,
             schema=self.schema,
             images_root=self.spec.images,
@@ -132,7 +140,7 @@ def build_shards(
     if (spec.out / INDEX_NAME).exists():
         return _finished(build, catalog)
     with _alone(build):
-        numbers = [number for number in range(build.count) if _usable_part(build.slice(number)) is None]
+        numbers = [number for number in range(build.count) if not _usable(build, number)]
         done = build.count - len(numbers)
         for _ in each(pack, map(build.slice, numbers), workers=spec.workers):
             done += 1
@@ -142,6 +150,7 @@ def build_shards(
         _quarantine(build, catalog, parts)
         faults.reach("shards.before_index")
         _write_index(build, parts)
+    faults.reach("shards.after_index")
     shutil.rmtree(spec.out / PARTS)
     return _report(build, build.count - len(numbers))
 
@@ -258,43 +267,48 @@ def _alone(build: _Build) -> Iterator[None]:
         yield
 
 
-_OTHER = "another catalog, schema or setting"
-
-
-def _usable_part(rows: Slice) -> Part | None:
-    """The part of an earlier, interrupted run, if its tar is whole and its images are as they were."""
-    part = read_part(rows.part, rows.digest)
-    if part is None or not intact(rows.tar.parent, part.shard):
-        return None
-    changed = _changed(rows, set(part.rows.column("place").to_pylist()), rows.part.stat().st_mtime_ns)
-    return part if changed is None else None
+def _usable(build: _Build, number: int) -> bool:
+    """Whether an interrupted run left this shard finished: its tar whole, its images as they were."""
+    part = read_part(build.part(number), build.digest)
+    if part is None or not intact(build.spec.out, part.shard):
+        return False
+    moment = build.part(number).stat().st_mtime_ns
+    return (
+        _changed(build.slice(number), _checksums(part.rows.column("place"), part.rows.column("checksum")), moment)
+        is None
+    )
 
 
 def _packed(build: _Build, number: int) -> Part:
-    path = build.spec.out / PARTS / f"shard-{number:06d}.parquet"
-    part = read_part(path, build.digest)
+    part = read_part(build.part(number), build.digest)
     if part is None:
-        raise UserError(f"{path}: was damaged while the build ran; run the same command again")
+        raise UserError(f"{build.part(number)}: was damaged while the build ran; run the same command again")
     return part
 
 
-def _changed(rows: Slice, kept: set[int], moment_ns: int) -> int | None:
-    """The first place whose image is not as it was at `moment_ns`: touched since, or bad then and good now."""
+def _checksums(places: pa.ChunkedArray | np.ndarray, checksums: pa.ChunkedArray | np.ndarray) -> dict[int, int]:
+    return dict(zip(places.tolist(), checksums.tolist(), strict=True))
+
+
+def _changed(rows: Slice, kept: dict[int, int], moment_ns: int) -> int | None:
+    """The first place whose image is another one now than the `kept` checksum says, or was left out and is good now.
+
+    Files not touched since `moment_ns` are taken as unchanged; those gone since are in the shard still.
+    """
     for number, image in enumerate(rows.images):
-        if rows.first + number not in kept:
-            if not _is_bad(rows, number):
-                return rows.first + number
-        elif isinstance(image, str) and _touched_ns(rows.images_root, image) > moment_ns:
+        checksum = kept.get(rows.first + number)
+        if checksum is not None and not (isinstance(image, str) and _touched_ns(rows.images_root, image) > moment_ns):
+            continue
+        if _checksum_now(rows, number) != checksum:
             return rows.first + number
     return None
 
 
-def _is_bad(rows: Slice, number: int) -> bool:
+def _checksum_now(rows: Slice, number: int) -> int | None:
     try:
-        read_image(rows, number)
+        return zlib.crc32(read_image(rows, number))
     except BadImage:
-        return True
-    return False
+        return None
 
 
 def _touched_ns(root: Path | None, reference: str) -> int:
@@ -313,8 +327,9 @@ def _quarantine(build: _Build, catalog: Catalog, parts: Sequence[Part]) -> None:
     bad = [entry for part in parts for entry in part.bad]
     for place, code, message in bad:
         image = build.rows.images[place].as_py()
-        shown = image if isinstance(image, str) else None
-        table.writerow([catalog.row_number(place), build.rows.items[place].as_py(), shown, code, message])
+        shown = image if isinstance(image, str) else ""
+        cells = [build.rows.items[place].as_py(), shown, code, message]
+        table.writerow([catalog.row_number(place), *map(_inert, cells)])
     write_whole(build.spec.out / QUARANTINE, out.getvalue().encode("utf-8"))
     rows = len(build.rows.items)
     if len(bad) > build.spec.max_bad * rows or len(bad) == rows:
@@ -324,6 +339,11 @@ def _quarantine(build: _Build, catalog: Catalog, parts: Sequence[Part]) -> None:
             f"{catalog.name}: {len(bad)} of {rows} images cannot be used ({reasons}); --max-bad allows a share of "
             f"{build.spec.max_bad:g}; the first is {first}; all are in {build.spec.out / QUARANTINE}"
         )
+
+
+def _inert(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _write_index(build: _Build, parts: Sequence[Part]) -> None:
@@ -352,12 +372,13 @@ def _finished(build: _Build, catalog: Catalog) -> ShardReport:
     out = build.spec.out
     if read_metadata(out / INDEX_NAME).get("build") != build.digest:
         raise UserError(f"{out}: holds shards of {_OTHER}; use another --out")
-    places = open_index(out).places
+    index = open_index(out)
     moment = (out / INDEX_NAME).stat().st_mtime_ns
     for number in range(build.count):
         rows = build.slice(number)
-        kept = places[np.searchsorted(places, rows.first) : np.searchsorted(places, rows.first + build.per_shard)]
-        if (changed := _changed(rows, set(kept.tolist()), moment)) is not None:
+        first, last = np.searchsorted(index.places, (rows.first, rows.first + build.per_shard))
+        kept = _checksums(index.places[first:last], index.checksum[first:last])
+        if (changed := _changed(rows, kept, moment)) is not None:
             raise UserError(f"{catalog.where(changed)}: its image changed after {out} was built; use another --out")
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return _report(build, build.count)

@@ -27,7 +27,7 @@ MOST_PARAMS = 100  # what MLflow takes in one batch
 LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG = 250, 6000, 5000
 PROBE_SECONDS = 2.0
 START_SECONDS = 2.5  # the longest that the start waits for MLflow; importing it takes about 2 s more
-RUN_ID_SECONDS = 5.0
+RUN_ID_SECONDS = 15.0
 FINISH_SECONDS = 15.0  # the longest wait at the end without progress
 SHORTEST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # between two sendings
 IDLE_SHARE = 100  # sending takes at most one part in so many of the time
@@ -36,9 +36,11 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own 7 block a first call for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",
 }
 
 

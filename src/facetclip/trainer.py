@@ -275,7 +275,8 @@ class StepLog:
 def make_accelerator() -> Accelerator:
     """The engine that the launcher set up; UserError where it is not the one that was asked for."""
     try:
-        accelerator = Accelerator()
+        # Told only by the device that is there: of several processes on the processor each would believe to be alone.
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())
     except ValueError as error:
         raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
     asked = int(os.environ.get("WORLD_SIZE", "1"))

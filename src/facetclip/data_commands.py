@@ -1,0 +1,145 @@
+"""The verbs that need no model: render, schema, check, shard, doctor."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from facetclip.catalog import read_catalog
+from facetclip.checks import CheckSpec, check_catalog, write_problems
+from facetclip.checks import render_text as checks_text
+from facetclip.doctor import examine, healthy
+from facetclip.doctor import render_text as doctor_text
+from facetclip.errors import UserError
+from facetclip.files import write_whole
+from facetclip.infer import infer_schema
+from facetclip.render import ATTRIBUTES, RenderSpec, render_catalog
+from facetclip.schema import read_schema
+from facetclip.shards import ShardSpec, build_shards
+from facetclip.splits import parse_shares
+
+CORES = os.cpu_count() or 1
+
+
+def add_render(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip render`."""
+    default = RenderSpec("cookware", 600)
+    parser.add_argument("--kind", required=True, help=f"one of {', '.join(ATTRIBUTES)}")
+    parser.add_argument("--items", type=int, required=True, help="rows of the catalog, one an image")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--seed", type=int, default=default.seed, help="another seed draws other products")
+    parser.add_argument("--missing", type=float, default=default.missing, help="share of cells left empty")
+    parser.add_argument("--wrong", type=float, default=default.wrong, help="share of cells that say something else")
+    parser.add_argument("--size", type=int, default=default.size, help="pixels of each edge")
+    parser.add_argument("--workers", type=int, default=CORES, help="processes")
+
+
+def run_render(args: argparse.Namespace) -> int:
+    """Draw a catalog."""
+    spec = RenderSpec(args.kind, args.items, args.seed, args.missing, args.wrong, args.size)
+    print(render_catalog(spec, args.out, workers=args.workers))
+    return 0
+
+
+def add_schema(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip schema`."""
+    parser.add_argument("catalog", help="a file, a dataset folder or a hub id")
+    parser.add_argument("--out", type=Path, required=True, help="the schema file to write; none is overwritten")
+    parser.add_argument("--dataset-split", help="of a dataset that has several")
+
+
+def run_schema(args: argparse.Namespace) -> int:
+    """Propose a schema."""
+    if args.out.exists():
+        raise UserError(f"{args.out} exists already, perhaps with your changes; name another --out")
+    write_whole(args.out, infer_schema(read_catalog(args.catalog, split=args.dataset_split)).encode())
+    print(f"{args.out}: read it, correct it, then run facetclip check")
+    return 0
+
+
+def _add_catalog(parser: argparse.ArgumentParser) -> None:
+    """What check and shard share."""
+    parser.add_argument("catalog", help="a file, a dataset folder or a hub id")
+    parser.add_argument("--schema", type=Path, required=True, help="what its columns mean")
+    parser.add_argument("--images", type=Path, help="the folder that its image paths are under")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="largest share of images that may be unusable")
+    parser.add_argument("--seed", type=int, default=0, help="of the split by product")
+    parser.add_argument("--shares", default="0.7,0.1,0.2", help="of products in train, validation, test")
+    parser.add_argument("--dataset-split", help="of a dataset that has several")
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip check`."""
+    _add_catalog(parser)
+    parser.add_argument("--decode", action="store_true", help="read every pixel, not the headers alone")
+    parser.add_argument("--out", type=Path, help="a CSV file for every problem")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """List what is wrong; 1 when the catalog must not be sharded."""
+    spec = CheckSpec(
+        images=args.images,
+        decode=args.decode,
+        max_bad=args.max_bad,
+        seed=args.seed,
+        shares=parse_shares(args.shares),
+    )
+    report = check_catalog(read_catalog(args.catalog, split=args.dataset_split), read_schema(args.schema), spec)
+    if args.out:
+        write_problems(report, args.out)
+    print(checks_text(report))
+    return 0 if report.sound else 1
+
+
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip shard`."""
+    _add_catalog(parser)
+    parser.add_argument("--out", type=Path, required=True, help="the shard folder; the same command goes on in it")
+    parser.add_argument("--resize", type=int, help="pixels of the shorter edge; the original bytes where not given")
+    parser.add_argument("--workers", type=int, default=CORES, help="processes")
+
+
+def run_shard(args: argparse.Namespace) -> int:
+    """Shard a catalog."""
+    spec = ShardSpec(
+        out=args.out,
+        images=args.images,
+        resize=args.resize,
+        seed=args.seed,
+        shares=parse_shares(args.shares),
+        workers=args.workers,
+        max_bad=args.max_bad,
+    )
+    catalog = read_catalog(args.catalog, split=args.dataset_split)
+    report = build_shards(catalog, read_schema(args.schema), spec, progress=_progress if sys.stderr.isatty() else None)
+    splits = ", ".join(f"{name} {count}" for name, count in report.splits.items())
+    print(f"{report.folder}: {report.samples} items in {report.shards} shards ({splits})")
+    for name, count in report.unknown_cells.items():
+        print(f"{name}: {count} cells that the schema does not explain count as unlabelled; facetclip check lists them")
+    for code, count in report.bad.items():
+        print(f"{count} rows left out: {code}; see {report.folder / 'quarantine.csv'}")
+    return 0
+
+
+def _progress(done: int, whole: int) -> None:
+    print(f"\r{done}/{whole} shards", end="\n" if done == whole else "", file=sys.stderr, flush=True)
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """`facetclip doctor` takes no arguments."""
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Examine the machine; 1 when something is wrong."""
+    findings = examine()
+    print(doctor_text(findings))
+    return 0 if healthy(findings) else 1
+
+
+COMMANDS = {
+    "render": (add_render, run_render),
+    "schema": (add_schema, run_schema),
+    "check": (add_check, run_check),
+    "shard": (add_shard, run_shard),
+    "doctor": (add_doctor, run_doctor),
+}

@@ -1,0 +1,119 @@
+"""The verbs that train, read and judge: train, evaluate, extract, promote, sync."""
+
+import argparse
+from pathlib import Path
+
+from facetclip.config import read_run
+from facetclip.errors import UserError
+from facetclip.evaluate import evaluate, score_split
+from facetclip.extract import PART_SIZE, extract
+from facetclip.promotion import promote
+from facetclip.registry import resolve_model
+from facetclip.report import summary_table
+from facetclip.runs import run_training
+from facetclip.scores import BATCH
+from facetclip.sources import FromCatalog, FromShards
+from facetclip.tracking import sync
+
+MODEL = "a model folder, a hub id, starter, or models:/NAME@ALIAS"
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip train`."""
+    parser.add_argument("run", type=Path, help="the run file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
+    parser.add_argument("--fresh", action="store_true", help="start over, deleting what the run folder holds")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train; the same command goes on where it was stopped."""
+    run_training(read_run(args.run, args.overrides), fresh=args.fresh)
+    return 0
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip evaluate`."""
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("--shards", type=Path, required=True, help="the shard folder")
+    parser.add_argument("--split", default="test", help="train, validation or test")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the report")
+    parser.add_argument("--against", help="the zero-shot model beside it, or none; its own start by default")
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Measure a model and print the table."""
+    report = evaluate(resolve_model(args.model), args.shards, args.split, args.out, zero_shot=args.against)
+    print(summary_table(report))
+    print(f"report: {args.out / 'index.html'}")
+    return 0
+
+
+def add_extract(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip extract`."""
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("--shards", type=Path, help="a shard folder to read")
+    parser.add_argument("--split", default="all", help="of the shards: all, train, validation or test")
+    parser.add_argument("--catalog", help="a catalog to read with its own images")
+    parser.add_argument("--schema", type=Path, help="of the catalog")
+    parser.add_argument("--images", type=Path, help="the folder that the catalog's image paths are under")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="largest share of images that may be unusable")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder of the scores; to go on, the same"
+    )
+    parser.add_argument("--batch", type=int, default=BATCH, help="images at a time")
+    parser.add_argument("--part-size", type=int, default=PART_SIZE, help="items in a Parquet part")
+
+
+def run_extract(args: argparse.Namespace) -> int:
+    """Read every attribute of every item."""
+    done = extract(resolve_model(args.model), _source(args), args.out, batch_size=args.batch, part_size=args.part_size)
+    if done:
+        bad = f"; {done.bad} unreadable, see {done.folder / 'quarantine.csv'}" if done.bad else ""
+        print(f"{done.folder}: {done.items} items in {done.parts} parts{bad}")
+    return 0
+
+
+def _source(args: argparse.Namespace) -> FromShards | FromCatalog:
+    if (args.shards is None) == (args.catalog is None):
+        raise UserError("give either --shards DIR or --catalog FILE with --schema and --images")
+    if args.shards is not None:
+        return FromShards(args.shards, args.split)
+    if args.schema is None:
+        raise UserError("--catalog needs --schema, which says what its columns mean")
+    return FromCatalog(args.catalog, args.schema, args.images, args.max_bad)
+
+
+def add_promote(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip promote`."""
+    parser.add_argument("name", help="of the registered model")
+    parser.add_argument("--shards", type=Path, required=True, help="the shards whose test split decides")
+    parser.add_argument("--margin", type=float, default=0.0, help="by how much the mean macro-F1 must be better")
+
+
+def run_promote(args: argparse.Namespace) -> int:
+    """Promote the challenger if it is better; 1 when it is not."""
+    decision = promote(args.name, lambda folder: score_split(folder, args.shards, "test"), margin=args.margin)
+    verdict = "promoted" if decision.promote else "not promoted"
+    print(f"{args.name} version {decision.challenger}: {verdict}: {decision.reason}")
+    return 0 if decision.promote else 1
+
+
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip sync`."""
+    parser.add_argument("folder", type=Path, help="a run folder")
+
+
+def run_sync(args: argparse.Namespace) -> int:
+    """Send to MLflow what it missed."""
+    sent = sync(args.folder)
+    print(f"{args.folder}: {sent.points} points and {sent.artifacts} files sent")
+    return 0
+
+
+COMMANDS = {
+    "train": (add_train, run_train),
+    "evaluate": (add_evaluate, run_evaluate),
+    "extract": (add_extract, run_extract),
+    "promote": (add_promote, run_promote),
+    "sync": (add_sync, run_sync),
+}
