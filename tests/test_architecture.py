@@ -7,21 +7,27 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "facetclip"
 LAYERS = [
-    {"cli", "data_commands", "model_commands", "demo"},
-    {"runs", "trainer", "extract", "evaluate", "registry", "pyfunc_model", "shards", "checks", "infer", "render", "doctor"},
-    {"validation", "batches", "model", "losses", "optimizers", "checkpoint", "tracking", "report", "tars", "workers"}
-    | {"vessels", "garments", "drawing"},
+    {"demo"},
+    {"cli"},
+    {"data_commands", "model_commands"},
+    {"runs"},
+    {"promotion", "pyfunc_model"},
+    {"registry", "trainer", "extract", "evaluate", "shards", "checks", "infer", "render", "doctor"},
+    {"scores", "sources", "validation", "batches", "model", "losses", "optimizers", "checkpoint", "tracking", "report"}
+    | {"spool", "tars", "workers", "vessels", "garments", "drawing"},
     {"index", "images"},
-    {"catalog", "splits", "sampling", "metrics", "schedule"},
+    {"splits", "sampling", "metrics", "schedule"},
+    {"catalog"},
     {"schema"},
     {"config"},
-    {"files", "faults", "errors", "__init__"},
+    {"files", "faults"},
+    {"errors", "__init__"},
 ]
 OWNERS = {
     "mlflow": {"tracking", "registry", "pyfunc_model"},
     "webdataset": {"shards", "tars"},
     "datasets": {"catalog"},
-    "pyarrow": {"catalog", "shards", "tars", "index", "extract"},
+    "pyarrow": {"catalog", "splits", "shards", "tars", "index", "sources", "extract"},
     "accelerate": {"trainer", "validation", "extract", "runs"},
     "transformers": {"model"},
     "tokenizers": {"model"},

@@ -2,12 +2,12 @@
 
 import base64
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas
 import pytest
+from mlflow.pyfunc.model import PythonModelContext
 from small_shop import SCHEMA, make_reader, photo
 
 from facetclip.extract import not_applicable
@@ -22,7 +22,7 @@ from facetclip.scores import score_rows
 def model(tmp_path_factory: pytest.TempPathFactory) -> AttributeModel:
     model = AttributeModel()
     folder = save_model(make_reader(), tmp_path_factory.mktemp("model"))
-    model.load_context(SimpleNamespace(artifacts={CLIP: str(folder)}))
+    model.load_context(PythonModelContext({CLIP: str(folder)}, None))
     return model
 
 
@@ -31,7 +31,7 @@ def text(image: bytes) -> str:
 
 
 def asked(model: AttributeModel, *cells: object) -> Any:
-    return model.predict(None, pandas.DataFrame({"image": list(cells)}))
+    return model.predict(pandas.DataFrame({"image": list(cells)}))
 
 
 def test_a_photo_gets_the_values_that_extraction_gives_it(model: AttributeModel) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from facetclip import faults
 from facetclip.catalog import Catalog, read_catalog
 from facetclip.errors import UserError
 from facetclip.images import BadImage, encode_jpeg, read_rgb, verdict
@@ -232,8 +233,16 @@ def test_a_killed_worker_ends_the_build_with_one_line_and_it_can_go_on(shop):
 
 
 def interrupted(shop):
-    """A build stopped after its last shard."""
-    assert run_and_die(shop, "shards.before_index:1").returncode == -9
+    """A build stopped after its last shard, without the start of a process."""
+
+    def stop(place):
+        if place == "shards.before_index":
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults, "reach", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(shop)
     return shop / "shards"
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from facetclip.config import Augmentation
 from facetclip.errors import UserError
-from facetclip.images import BadImage, Fit, read_rgb, to_square
+from facetclip.images import BadImage, Fit, square_planes
 from facetclip.index import ShardIndex
 
 AHEAD = 2  # batches prepared while one is worked on
@@ -51,10 +51,9 @@ class PixelReader:
     def square(self, row: int) -> np.ndarray:
         """One photo as uint8 [3, size, size]; UserError naming item and reason when it cannot be decoded."""
         try:
-            image = read_rgb(self.index.read(row), at_least=self.size)
+            return square_planes(self.index.read(row), self.size, self.fit)
         except BadImage as bad:
             raise UserError(f"{self.index.folder}: item {self.index.item_id(row)!r}: {bad}") from bad
-        return to_square(image, self.size, self.fit).transpose(2, 0, 1)
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         """Photos of `rows` as uint8 [n, 3, size, size]."""
@@ -96,7 +95,7 @@ def ahead(prepare: Callable[[Portion], Ready], portions: Iterable[Portion], dept
 
 def uniforms(seed: int, places: np.ndarray, count: int) -> np.ndarray:
     """`count` numbers in [0, 1) for each place, float32 [n, count]: a hash (splitmix64, Steele et al. 2014)."""
-    base = np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95)
+    base = np.uint64(seed * 0xD1342543DE82EF95 % 2**64)
     keys = places.astype(np.uint64)[:, None] * np.uint64(count) + np.arange(count, dtype=np.uint64)
     mixed = (keys + base) * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

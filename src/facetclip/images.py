@@ -183,6 +183,11 @@ def _resized(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
     return image.resize(shape, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
+def square_planes(data: bytes, size: int, fit: Fit) -> np.ndarray:
+    """A photo's bytes as a model sees them, uint8 [3, size, size]; BadImage when they cannot be decoded."""
+    return to_square(read_rgb(data, at_least=size), size, fit).transpose(2, 0, 1)
+
+
 def _open(data: bytes) -> Image.Image:
     """The image with its header read and found sane; nothing is decoded yet."""
     if not data:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from facetclip.config import NewModel
 from facetclip.errors import UserError
 from facetclip.files import write_whole
+from facetclip.images import Fit
 from facetclip.schema import Schema, spans
 
 CARD = "facetclip.json"  # what our model folders hold beside the Hugging Face files
@@ -34,7 +35,7 @@ class Preprocessing:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fit: str = "pad"
+    fit: Fit = "pad"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ModelCard:
     """What a model folder says of itself beside its weights."""
 
     schema: Schema | None = None
-    fit: str = "pad"
+    fit: Fit = "pad"
     start: str | None = None
     data_digest: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -142,7 +143,7 @@ class AttributeReader(nn.Module):
         return self.clip.logit_scale.device
 
 
-def load_model(source: str, schema: Schema | None = None, *, fit: str | None = None) -> AttributeReader:
+def load_model(source: str, schema: Schema | None = None, *, fit: Fit | None = None) -> AttributeReader:
     """The reader in a folder of ours, or any CLIP or SigLIP folder or hub id, which then reads `schema` zero-shot.
 
     `starter` is the small model that ships with the package. UserError when there is no such model, when it is neither
@@ -192,7 +193,7 @@ def _load_parts(place: str, source: str) -> tuple[Any, Any]:
             logging.enable_progress_bar()
 
 
-def _preprocessing(folder: Path, clip: Any, fit: str) -> Preprocessing:
+def _preprocessing(folder: Path, clip: Any, fit: Fit) -> Preprocessing:
     """Mean and deviation as the folder states them; else those the family was trained with."""
     path = folder / "preprocessor_config.json"
     stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -213,19 +214,18 @@ def save_model(
     folder: Path,
     *,
     card: ModelCard | None = None,
-    weights: dict[str, Tensor] | None = None,
     half: bool = False,
 ) -> Path:
     """Write `reader` as a Hugging Face folder with a card; plain `CLIPModel.from_pretrained` loads it.
 
-    `weights`: a full state dict to store instead of the reader's present weights. `half`: store them as float16.
+    `card` replaces the reader's own; `half`: weights as float16.
     """
     from safetensors.torch import save
 
     shape = reader.scale_shape
     named = {
         name.removeprefix("clip."): value.detach().cpu()
-        for name, value in (weights or reader.state_dict()).items()
+        for name, value in reader.state_dict().items()
         if name.startswith("clip.")
     }
     named["logit_scale"] = named["logit_scale"].reshape(shape)
@@ -263,7 +263,7 @@ def _processor_json(preprocessing: Preprocessing) -> bytes:
 
 
 def new_model(
-    shape: NewModel, schema: Schema, captions: Iterable[str], *, seed: int, fit: str = "pad"
+    shape: NewModel, schema: Schema, captions: Iterable[str], *, seed: int, fit: Fit = "pad"
 ) -> AttributeReader:
     """A CLIP with random weights (a pure function of `seed`) and a tokenizer trained on `captions`."""
     from transformers import CLIPConfig, CLIPModel

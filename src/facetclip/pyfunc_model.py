@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas
 from mlflow.models import set_model
-from mlflow.pyfunc.model import PythonModel
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from facetclip.extract import not_applicable
 from facetclip.images import MOST_BYTES, BadImage, load, verdict
@@ -89,11 +89,11 @@ class AttributeModel(PythonModel):
 
     reader: AttributeReader
 
-    def load_context(self, context: Any) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         """Load the model folder that lies beside this file."""
         self.reader = load_model(context.artifacts[CLIP])
 
-    def predict(self, context: Any, model_input: pandas.DataFrame, params: Any = None) -> pandas.DataFrame:  # type: ignore[override]  # the base is an abstract stub that returns None
+    def predict(self, model_input: pandas.DataFrame, params: dict | None = None) -> pandas.DataFrame:  # type: ignore[override]  # MLflow lets `context` be left out
         """One row of answers for each row of `model_input`."""
         root = os.environ.get(ROOT)
         photos = RequestPhotos(model_input["image"].tolist(), Path(root) if root else None)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from facetclip.batches import ahead
 from facetclip.errors import UserError
-from facetclip.images import BadImage, read_rgb, to_square
+from facetclip.images import BadImage, square_planes
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
 from facetclip.schema import NOT_APPLICABLE, Schema
 
@@ -154,12 +154,10 @@ def _squares(
 
 def _square(reader: AttributeReader, photos: Photos, row: int) -> np.ndarray | BadImage:
     """One photo as training sees it before augmentation, uint8 [3, size, size]."""
-    size = reader.preprocessing.size
     try:
-        image = read_rgb(photos.read(row), at_least=size)
+        return square_planes(photos.read(row), reader.preprocessing.size, reader.preprocessing.fit)
     except BadImage as bad:
         return bad
-    return to_square(image, size, "crop" if reader.preprocessing.fit == "crop" else "pad").transpose(2, 0, 1)
 
 
 @torch.inference_mode()

@@ -274,7 +274,11 @@ def _usable(build: _Build, number: int) -> bool:
         return False
     moment = build.part(number).stat().st_mtime_ns
     return (
-        _changed(build.slice(number), _checksums(part.rows.column("place"), part.rows.column("checksum")), moment)
+        _changed(
+            build.slice(number),
+            _checksums(part.rows.column("place").to_numpy(), part.rows.column("checksum").to_numpy()),
+            moment,
+        )
         is None
     )
 
@@ -286,7 +290,7 @@ def _packed(build: _Build, number: int) -> Part:
     return part
 
 
-def _checksums(places: pa.ChunkedArray | np.ndarray, checksums: pa.ChunkedArray | np.ndarray) -> dict[int, int]:
+def _checksums(places: np.ndarray, checksums: np.ndarray) -> dict[int, int]:
     return dict(zip(places.tolist(), checksums.tolist(), strict=True))
 
 

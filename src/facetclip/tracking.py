@@ -280,8 +280,8 @@ class Tracker:
                 points.append({"key": key, "step": int(step), "timestamp": now, "value": float(value)})
         try:
             self._spool.append(points)
-        except OSError as error:
-            self._note(f"{self._spool.path} cannot be written ({error.strerror}): metrics are lost", about="spool")
+        except (OSError, ValueError) as error:  # ValueError: after `finish`
+            self._note(f"{self._spool.path} cannot be written ({error}): metrics are lost", about="spool")
 
     def artifact(self, path: Path) -> None:
         """Send a file, or a folder under its own name."""
@@ -305,8 +305,6 @@ class Tracker:
                 deadline = time.monotonic() + FINISH_SECONDS
         if self._thread.is_alive() or self._failures:
             say(f"MLflow does not have all of this run yet; `facetclip sync {self._record.folder}` sends the rest")
-        if not self._thread.is_alive():
-            self._spool.close()
 
     def _work(self) -> None:
         reason = unreachable(tracking_uri())
@@ -320,6 +318,7 @@ class Tracker:
             self._attempt()
             self._tried.set()
             if stopping:
+                self._spool.close()
                 return
             spent = time.monotonic() - started if connected else 0.0  # connecting is done once
             connected = True

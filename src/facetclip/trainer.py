@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 
 from facetclip.batches import Batch, PixelReader, ahead, augment, uniforms
@@ -41,6 +41,7 @@ from facetclip.tracking import Tracker
 from facetclip.validation import measure
 
 DRAWS = 5  # random numbers that augment one photo
+ENGINES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # whole weights on every process
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,12 @@ class Trainer:
             reader.lock_text()
         self.multi_valued = [attribute.multi_valued for attribute in reader.schema.attributes.values()]
         size, fit = reader.preprocessing.size, reader.preprocessing.fit
-        self.pixels = PixelReader(self.index, size, fit, cached=self.rows)  # type: ignore[arg-type]  # fit is checked by the run file
+        self.pixels = PixelReader(self.index, size, fit, cached=self.rows)
         optimizer = build_optimizer(reader, run.optimizer)
+        self.reader = reader  # the model without the engine's wrapping
         self.model, self.optimizer = self.accelerator.prepare(reader, optimizer)
         self.state = TrainState()
         self.steps_per_epoch = len(self._plan_of(0))
-
-    @property
-    def reader(self) -> AttributeReader:
-        """The model without the engine's wrapping."""
-        return self.accelerator.unwrap_model(self.model)
 
     def _plan_of(self, epoch: int) -> np.ndarray:
         """Rows of the index for each global batch of `epoch`, [steps, batch]."""
@@ -189,26 +186,23 @@ class Trainer:
 
     def export(self) -> None:
         """Write the present weights as the model folder."""
-        weights = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            reader = self.reader
             card = replace(
-                reader.card,
+                self.reader.card,
                 start=self.run.model.start,
                 data_digest=self.index.digest,
                 metrics={"validation_loss": self.state.best, "step": self.state.best_step},
             )
             with replace_folder(self.folder / "model") as beside:
-                save_model(reader, beside, card=card, weights=weights)
+                save_model(self.reader, beside, card=card)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
         """A checkpoint of the present step."""
-        weights = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             checkpoint = Checkpoint(
                 state=self.state,
-                weights={name: value.contiguous() for name, value in weights.items()},
+                weights={name: value.contiguous() for name, value in self.reader.state_dict().items()},
                 optimizer=optimizer_tensors(self.optimizer.optimizer),
                 science=self.science,
                 scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
@@ -279,6 +273,8 @@ def make_accelerator() -> Accelerator:
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
     except ValueError as error:
         raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
+    if accelerator.distributed_type not in ENGINES:
+        raise UserError(f"the engine {accelerator.distributed_type.value} is not one of accelerate_configs/")
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise UserError(
