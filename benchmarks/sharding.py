@@ -7,6 +7,7 @@ counts is processor time. Also measured: how close our photos are to a full deco
 
 import argparse
 import io
+import math
 import shutil
 import statistics
 import tempfile
@@ -93,7 +94,7 @@ def closeness(photos: Path) -> dict[str, float]:
         shape = shrunk(*full.size, EDGE)
         whole = np.asarray(full.resize(shape, Image.Resampling.BICUBIC), dtype=float)
         part = np.asarray(read_rgb(content, at_least=EDGE).resize(shape, Image.Resampling.BICUBIC), dtype=float)
-        found.append(10 * np.log10(255**2 / max(1e-9, float(((whole - part) ** 2).mean()))))
+        found.append(10 * math.log10(255**2 / max(1e-9, float(((whole - part) ** 2).mean()))))
     return {"median": round(statistics.median(found), 1), "least": round(min(found), 1)}
 
 

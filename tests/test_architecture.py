@@ -81,7 +81,8 @@ def test_each_heavy_library_has_its_owners(path: Path) -> None:
 
 def test_no_two_modules_import_each_other() -> None:
     graph = {
-        path.stem: {name.split(".")[1] for name, _ in imports(path) if name.startswith("facetclip.")} for path in MODULES
+        path.stem: {name.split(".")[1] for name, _ in imports(path) if name.startswith("facetclip.")}
+        for path in MODULES
     }
 
     def reachable(start: str) -> set[str]:
@@ -118,4 +119,3 @@ def test_scripts_are_thin() -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) < 40, path
         assert any("facetclip.cli" in line for line in lines), path
-

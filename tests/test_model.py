@@ -20,7 +20,11 @@ SCHEMA = Schema.model_validate(
                 "values": ["yes", "no"],
                 "prompts": {"yes": "a pot with a lid", "no": "a pot without a lid"},
             },
-            "colour": {"column": "colour", "values": ["red", "blue", "green"], "template": "a {value} pot on white ground"},
+            "colour": {
+                "column": "colour",
+                "values": ["red", "blue", "green"],
+                "template": "a {value} pot on white ground",
+            },
         },
     }
 )

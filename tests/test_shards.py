@@ -8,6 +8,7 @@ import sys
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,10 +103,10 @@ def contents(folder):
 def streamed(folder, monkeypatch):
     """What plain webdataset gives, in its own order, not decoded."""
     monkeypatch.setenv("WDS_SECURE", "1")
-    import webdataset
+    from webdataset.compat import WebDataset
 
     urls = sorted(str(path) for path in folder.glob("*.tar"))
-    return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    return list(WebDataset(urls, shardshuffle=False, empty_check=False))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -293,7 +294,7 @@ def test_a_finished_build_whose_photos_changed_says_so(shop):
 @pytest.mark.parametrize("change", ["resize", "seed", "samples_per_shard", "schema", "catalog"])
 def test_other_inputs_need_another_folder(shop, change):
     build(shop)
-    more = {"resize": 48, "seed": 1, "samples_per_shard": 8}
+    more: dict[str, Any] = {"resize": 48, "seed": 1, "samples_per_shard": 8}
     schema = SCHEMA
     if change == "schema":
         facts = SCHEMA.model_dump()

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_shop import SHAPE, make_shards
 
 from facetclip.checkpoint import load_checkpoint
 from facetclip.config import RunConfig, validated
 from facetclip.errors import UserError
 from facetclip.model import load_model
 from facetclip.trainer import Trainer, make_accelerator
-from small_shop import SHAPE, make_shards
 
 ROOT = Path(__file__).parents[1]
 

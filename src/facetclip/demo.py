@@ -28,8 +28,9 @@ class Step:
 
     def __str__(self) -> str:
         if self.launched:
-            return f"accelerate launch --config_file accelerate_configs/cpu.yaml training/{self.words[0]}.py " + " ".join(
-                self.words[1:]
+            return (
+                f"accelerate launch --config_file accelerate_configs/cpu.yaml training/{self.words[0]}.py "
+                + " ".join(self.words[1:])
             )
         return " ".join(("facetclip", *self.words))
 

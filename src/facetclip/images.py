@@ -152,7 +152,8 @@ def shrink(data: bytes, size: int) -> bytes:
     turn = _orientation(_loaded(image, _scale(image, min(shape))))
     if shape == before and turn == 1 and image.format == "JPEG" and image.mode == "RGB":
         return data
-    return encode_jpeg(_resized(_rgb(image), shape[::-1] if turn in _SIDEWAYS else shape))
+    width, height = reversed(shape) if turn in _SIDEWAYS else shape
+    return encode_jpeg(_resized(_rgb(image), (width, height)))
 
 
 def encode_jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:

@@ -195,7 +195,8 @@ class ShardIndex:
         return f"{shard}, offset {self.offset[row]}, key {key}"
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        return pq.read_table(self.folder / INDEX_NAME, columns=[name], partitioning=None).column(0)
+        with pq.ParquetFile(self.folder / INDEX_NAME) as file:
+            return file.read(columns=[name]).column(0)
 
     def _numbers(self, name: str) -> np.ndarray:
         numbers = self._column(name).to_numpy()
@@ -294,7 +295,7 @@ def canonical(column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
         numbers = column.to_numpy()
         yield numbers.astype(numbers.dtype.newbyteorder("<")).data
         return
-    lengths = pc.fill_null(pc.binary_length(column), -1)
+    lengths = pc.call_function("binary_length", [column]).fill_null(-1)
     yield lengths.to_numpy().astype("<i8").data
     for chunk in column.cast(pa.large_binary()).chunks:
         ends = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]

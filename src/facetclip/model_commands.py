@@ -57,9 +57,7 @@ def add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schema", type=Path, help="of the catalog")
     parser.add_argument("--images", type=Path, help="the folder that the catalog's image paths are under")
     parser.add_argument("--max-bad", type=float, default=0.01, help="largest share of images that may be unusable")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the folder of the scores; to go on, the same"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the scores; to go on, the same")
     parser.add_argument("--batch", type=int, default=BATCH, help="images at a time")
     parser.add_argument("--part-size", type=int, default=PART_SIZE, help="items in a Parquet part")
 

@@ -9,9 +9,7 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +25,10 @@ from facetclip import faults
 from facetclip.catalog import Catalog, encode_labels
 from facetclip.errors import UserError
 from facetclip.files import write_whole
-from facetclip.images import BadImage
 from facetclip.index import INDEX_NAME, LABEL, canonical, open_index, read_metadata, write_index
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
 from facetclip.splits import SPLITS, Shares, assign_splits
-from facetclip.tars import Part, Slice, intact, pack, read_image, read_part
+from facetclip.tars import Part, Slice, checksums, first_changed, intact, pack, read_part
 from facetclip.workers import each
 
 PARTS = ".parts"
@@ -196,7 +193,8 @@ def _read_rows(catalog: Catalog, schema: Schema, spec: ShardSpec) -> _Rows:
 def _ids(catalog: Catalog, column: str) -> pa.ChunkedArray:
     """A column in which every row must say something."""
     cells = catalog.table.column(column).cast(pa.large_string())
-    empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(cells), ""), True).to_numpy()
+    trimmed = pc.call_function("utf8_trim_whitespace", [cells])
+    empty = pc.call_function("binary_length", [trimmed]).fill_null(0).to_numpy() == 0
     if empty.any():
         raise UserError(
             f"{catalog.where(int(empty.argmax()))}: column {column!r} is empty; every row needs an id there"
@@ -272,15 +270,8 @@ def _usable(build: _Build, number: int) -> bool:
     part = read_part(build.part(number), build.digest)
     if part is None or not intact(build.spec.out, part.shard):
         return False
-    moment = build.part(number).stat().st_mtime_ns
-    return (
-        _changed(
-            build.slice(number),
-            _checksums(part.rows.column("place").to_numpy(), part.rows.column("checksum").to_numpy()),
-            moment,
-        )
-        is None
-    )
+    kept = checksums(part.rows.column("place").to_numpy(), part.rows.column("checksum").to_numpy())
+    return first_changed(build.slice(number), kept, build.part(number).stat().st_mtime_ns) is None
 
 
 def _packed(build: _Build, number: int) -> Part:
@@ -288,39 +279,6 @@ def _packed(build: _Build, number: int) -> Part:
     if part is None:
         raise UserError(f"{build.part(number)}: was damaged while the build ran; run the same command again")
     return part
-
-
-def _checksums(places: np.ndarray, checksums: np.ndarray) -> dict[int, int]:
-    return dict(zip(places.tolist(), checksums.tolist(), strict=True))
-
-
-def _changed(rows: Slice, kept: dict[int, int], moment_ns: int) -> int | None:
-    """The first place whose image is another one now than the `kept` checksum says, or was left out and is good now.
-
-    Files not touched since `moment_ns` are taken as unchanged; those gone since are in the shard still.
-    """
-    for number, image in enumerate(rows.images):
-        checksum = kept.get(rows.first + number)
-        if checksum is not None and not (isinstance(image, str) and _touched_ns(rows.images_root, image) > moment_ns):
-            continue
-        if _checksum_now(rows, number) != checksum:
-            return rows.first + number
-    return None
-
-
-def _checksum_now(rows: Slice, number: int) -> int | None:
-    try:
-        return zlib.crc32(read_image(rows, number))
-    except BadImage:
-        return None
-
-
-def _touched_ns(root: Path | None, reference: str) -> int:
-    """When the file was last written, renamed or linked; 0 when it is gone: the shard still has it."""
-    try:
-        return os.stat(os.path.join(root or "", reference)).st_ctime_ns  # noqa: PTH116, PTH118 - a stat per image
-    except OSError:
-        return 0
 
 
 def _quarantine(build: _Build, catalog: Catalog, parts: Sequence[Part]) -> None:
@@ -381,8 +339,8 @@ def _finished(build: _Build, catalog: Catalog) -> ShardReport:
     for number in range(build.count):
         rows = build.slice(number)
         first, last = np.searchsorted(index.places, (rows.first, rows.first + build.per_shard))
-        kept = _checksums(index.places[first:last], index.checksum[first:last])
-        if (changed := _changed(rows, kept, moment)) is not None:
+        kept = checksums(index.places[first:last], index.checksum[first:last])
+        if (changed := first_changed(rows, kept, moment)) is not None:
             raise UserError(f"{catalog.where(changed)}: its image changed after {out} was built; use another --out")
     shutil.rmtree(out / PARTS, ignore_errors=True)
     return _report(build, build.count)

@@ -5,6 +5,7 @@ The tar's bytes are a pure function of the rows: fixed times, owners and modes, 
 
 import hashlib
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -165,7 +166,8 @@ def _write_part(rows: Slice, part: Part) -> None:
 def read_part(path: Path, digest: str) -> Part | None:
     """The part written for this build, or None when it is absent, damaged or of another build."""
     try:
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
         facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if facts["digest"] != digest:
             return None
@@ -185,3 +187,37 @@ def intact(folder: Path, shard: Shard | None) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except OSError:
         return False
+
+
+def checksums(places: np.ndarray, checksum: np.ndarray) -> dict[int, int]:
+    """Place -> crc32 of the image that was packed for it."""
+    return dict(zip(places.tolist(), checksum.tolist(), strict=True))
+
+
+def first_changed(rows: Slice, kept: Mapping[int, int], moment_ns: int) -> int | None:
+    """The first place whose image is another one now than the `kept` checksum says, or was left out and is good now.
+
+    Files not touched since `moment_ns` are taken as unchanged; those gone since are in the shard still.
+    """
+    for number, image in enumerate(rows.images):
+        checksum = kept.get(rows.first + number)
+        if checksum is not None and not (isinstance(image, str) and _touched_ns(rows.images_root, image) > moment_ns):
+            continue
+        if _checksum_now(rows, number) != checksum:
+            return rows.first + number
+    return None
+
+
+def _checksum_now(rows: Slice, number: int) -> int | None:
+    try:
+        return zlib.crc32(read_image(rows, number))
+    except BadImage:
+        return None
+
+
+def _touched_ns(root: Path | None, reference: str) -> int:
+    """When the file was last written, renamed or linked; 0 when it is gone."""
+    try:
+        return os.stat(os.path.join(root or "", reference)).st_ctime_ns  # noqa: PTH116, PTH118 - once an image
+    except OSError:
+        return 0

@@ -12,6 +12,8 @@ import numpy as np
 from facetclip.drawing import Cloth, Colour, Point, Shape, curve, ellipse, shade
 
 STEEL: Colour = (176, 180, 186)
+GLASS: Colour = (206, 218, 222)
+ENAMEL: Colour = (232, 226, 212)
 BLACK: Colour = (44, 44, 48)
 WOOD: Colour = (150, 104, 62)
 
@@ -28,9 +30,10 @@ class Form:
     dome: tuple[float, float] = (0.22, 0.42)  # lid height in rim half widths
     thick: tuple[float, float] = (0.13, 0.19)  # of handles
     knobs: tuple[str, ...] = ("ball", "strap")
+    modern: float = 0.0  # how often a lid is of glass, an inside enamelled white, and one of two handles a lug
 
 
-COOKWARE = {
+_POTS = {
     "saucepan": Form((1.0, 1.0, 1.0, 0.98, 0.93), (0.95, 1.15), stick=0.8),
     "stockpot": Form((1.0, 1.0, 1.0, 1.0, 0.97), (1.6, 2.0), stick=0.3, bail=0.15),
     "casserole": Form((0.96, 1.0, 1.0, 0.95, 0.82), (0.75, 0.95), stick=0.35),
@@ -38,6 +41,8 @@ COOKWARE = {
     "wok": Form((1.0, 0.95, 0.83, 0.62, 0.34), (0.72, 0.9), stick=0.7),
     "kettle": Form((0.52, 0.72, 0.9, 1.0, 0.98), (1.25, 1.55), spout=True, stick=0.0, bail=0.45),
 }
+# What the starter never saw, so that it has something left to learn.
+COOKWARE = {kind: replace(form, modern=0.5) for kind, form in _POTS.items()}
 _OTHERS = {
     "jar": Form((0.72, 0.98, 1.0, 1.0, 0.94), (1.5, 2.1), stick=0.2, dome=(0.12, 0.35)),
     "teapot": Form((0.45, 0.85, 1.0, 0.95, 0.62), (1.15, 1.45), spout=True, stick=0.0, bail=0.35, dome=(0.3, 0.6)),
@@ -99,7 +104,9 @@ def draw_vessel(vessel: Vessel, sight: Sight) -> list[Shape]:
     for in_front, shapes in _fixtures(vessel, sight):
         (before if in_front else behind).extend(shapes)
     body = Shape(_body(vessel, sight), replace(vessel.cloth, block=vessel.height * 0.5), bend=sight.elevation * 0.8)
-    top = _lid(vessel, sight.elevation) if vessel.lid else _opening(vessel, sight.elevation)
+    modern = vessel.draws[15] < vessel.form.modern
+    cover = _glass_lid if modern else _lid
+    top = cover(vessel, sight.elevation) if vessel.lid else _opening(vessel, sight.elevation, enamelled=modern)
     over = _bail(vessel, sight) if _single(vessel) == "bail" else []
     return [*behind, body, *top, *before, *over]
 
@@ -123,7 +130,11 @@ def _fixtures(vessel: Vessel, sight: Sight) -> list[tuple[bool, list[Shape]]]:
     if vessel.form.spout:
         spout_sight = replace(sight, yaw=sight.yaw * 0.3 - 48) if vessel.handles == 2 else sight
         found.append((spout_sight.in_front(-1), _spout(vessel, spout_sight)))
-    if vessel.handles == 2:
+    if vessel.handles == 2 and vessel.draws[16] < vessel.form.modern:
+        long = _loop(vessel, sight, 1) if vessel.form.spout or vessel.form.stick < 0.32 else None
+        found.append((sight.in_front(1), [long] if long else _stick(vessel, sight)))
+        found.append((sight.in_front(-1), [_lug(vessel, sight)]))
+    elif vessel.handles == 2:
         found += [(sight.in_front(side), [_loop(vessel, sight, side)]) for side in (-1, 1)]
     elif _single(vessel) == "stick":
         found.append((sight.in_front(1), _stick(vessel, sight)))
@@ -140,15 +151,15 @@ def _body(vessel: Vessel, sight: Sight) -> list[Point]:
     return [*right, *foot, *[(-x, y) for x, y in reversed(right)], *rim]
 
 
-def _opening(vessel: Vessel, elevation: float) -> list[Shape]:
-    """Looking into an open vessel: a bright lip, the dark inside, its darker floor."""
+def _opening(vessel: Vessel, elevation: float, *, enamelled: bool) -> list[Shape]:
+    """Looking into an open vessel: a bright lip, the dark or enamelled inside, its darker floor."""
     colour, rim = vessel.cloth.colour, vessel.form.profile[0]
     lip = 0.05 + 0.04 * vessel.draws[1]
     outer = Shape(ellipse((0, 0), (rim, rim * elevation)), Cloth(shade(colour, 1.3)), shading="flat")
-    dark = Cloth(shade(colour, 0.38 if sum(colour) > 180 else 0.5))
+    dark = Cloth(ENAMEL if enamelled else shade(colour, 0.38 if sum(colour) > 180 else 0.5))
     inside = ellipse((0, 0.01), (rim * (1 - lip), rim * (elevation - lip * 0.55)))
     floor = ellipse((0, rim * elevation * 0.32), (rim * (1 - 2.6 * lip), rim * (elevation - lip) * 0.52))
-    deep = Cloth(shade(dark.colour, 0.72))
+    deep = Cloth(shade(dark.colour, 0.86 if enamelled else 0.72))
     return [outer, Shape(inside, dark, shading="flat"), Shape(floor, deep, shading="flat", outline=0)]
 
 
@@ -164,6 +175,24 @@ def _lid(vessel: Vessel, elevation: float) -> list[Shape]:
     cap = [(rim, -0.06), *top, (-rim, -0.06), *front]
     knob = _knob(vessel, -0.06 - rise + 0.04)
     return [Shape(skirt, Cloth(shade(colour, 0.75))), Shape(cap, Cloth(colour), shading="dome"), *knob]
+
+
+def _glass_lid(vessel: Vessel, elevation: float) -> list[Shape]:
+    """A low dome of glass in a steel ring: the dark inside shows through it."""
+    rim = vessel.form.profile[0] * 1.02
+    rise = rim * (0.1 + 0.12 * vessel.draws[2] + elevation * 0.8)
+    angles = np.linspace(0, math.pi, 30)
+    dome = [(rim * math.cos(a), -rise * math.sin(a)) for a in angles]
+    through = shade(vessel.cloth.colour, 0.5)
+    red, green, blue = (round(0.55 * t + 0.45 * g) for t, g in zip(through, GLASS, strict=True))
+    front = ellipse((0, 0), (rim, rim * elevation), 180, 0, 30)
+    gleam = ellipse((0, -0.02), (rim * 0.72, rise * 0.62), 200, 260, 12)
+    return [
+        Shape([*dome, *front], Cloth((red, green, blue)), shading="flat"),
+        Shape(gleam, Cloth((246, 249, 250)), width=0.05, shading="flat"),
+        Shape(front, Cloth(STEEL), width=0.06),
+        *_knob(vessel, 0.04 - rise),
+    ]
 
 
 def _knob(vessel: Vessel, top: float) -> list[Shape]:
@@ -201,6 +230,13 @@ def _loop(vessel: Vessel, sight: Sight, side: int) -> Shape:
         (lower - inset, last),
     ]
     return Shape(sight.project(curve(points, 10), side), Cloth(vessel.fittings), width=thick)
+
+
+def _lug(vessel: Vessel, sight: Sight) -> Shape:
+    """A short solid grip at the left, opposite a longer handle."""
+    start, depth = vessel.radius(0.14), 0.14 * vessel.height + 0.03
+    points = [(start - 0.04, depth), (start + 0.3 + 0.1 * vessel.draws[17], depth - 0.03)]
+    return Shape(sight.project(points, -1), Cloth(vessel.fittings), width=0.2)
 
 
 def _stick(vessel: Vessel, sight: Sight) -> list[Shape]:

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 AHEAD = 2  # portions a worker: one in hand, one waiting; more would only fill the memory
 
 
-def each(function: Callable[[Work], Result], portions: Iterable[Work], *, workers: int) -> Iterator[Result]:
+def each(function: Callable[[Work], Result], portions: Iterable[Work], *, workers: int) -> Generator[Result]:
     """`function` of every portion, as they end, in any order; with one worker in this process and in order.
 
     Portions are drawn only when a worker is free. UserError when a worker is killed; other errors pass unchanged.

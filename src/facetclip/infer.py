@@ -1,0 +1,241 @@
+"""`facetclip schema`: a first schema for a messy table, commented with counts, for a person to finish in a minute."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from facetclip.catalog import Catalog
+from facetclip.errors import UserError
+from facetclip.schema import BLANK_CELLS, MOST_MULTI_VALUES, spelling
+
+MOST_VALUES = 60  # of an attribute; more looks like free text
+LONGEST_VALUE = 40  # characters
+LARGEST_SHARE = 0.2  # distinct values to rows; more looks like an identifier
+RARE = 3  # products; a value with fewer is pointed out
+TYPO_RATIO = 88  # rapidfuzz similarity from which a rare long word is a misspelling of a frequent one
+SHORTEST_TYPO = 5  # letters: shorter words differ by meaning
+SEPARATORS = ("|", ";")
+COUNTING = {"one", "two", "three", "single", "double", "some", "half", "full", "low", "high", "yes", "no"}
+ROLES = {
+    "item": ("item_id", "item", "sku", "id", "image_id", "variant_id", "asin"),
+    "product": ("product_id", "product", "style", "style_id", "parent_id", "parent", "group_id", "model"),
+    "image": ("image", "image_path", "photo", "file_name", "filename", "file", "path", "picture", "img"),
+    "title": ("title", "name", "product_name", "product_title"),
+    "split": ("split", "fold", "subset"),
+    "url": ("image_url", "url", "photo_url"),
+}
+IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|avif|gif)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One attribute column as it was understood."""
+
+    name: str
+    separator: str | None
+    values: dict[str, int]  # canonical value -> cells
+    products: dict[str, int]  # canonical value -> products
+    aliases: dict[str, str]  # other spelling -> canonical value
+    not_applicable: tuple[str, ...]
+    empty: int
+
+
+def infer_schema(catalog: Catalog) -> str:
+    """A schema for `catalog` as commented TOML. UserError when no column names the items or shows the images."""
+    names = catalog.table.column_names
+    text = {name: [(cell or "").strip() for cell in catalog.column(name)] for name in names if _is_text(catalog, name)}
+    roles = _roles(catalog, text)
+    products = text.get(roles["product"]) or text[roles["item"]]
+    used = set(roles.values())
+    columns = [
+        column
+        for name, cells in text.items()
+        if name not in used and (column := _attribute(name, cells, products)) is not None
+    ]
+    if not columns:
+        raise UserError(f"{catalog.name}: no column looks like an attribute; the columns are: {', '.join(names)}")
+    rules = {column.name: _rule(column, columns, text) for column in columns}
+    passed = [name for name in names if name not in used | {column.name for column in columns}]
+    return _toml(catalog, roles, columns, rules, passed)
+
+
+def _is_text(catalog: Catalog, name: str) -> bool:
+    return str(catalog.table.column(name).type) in ("string", "large_string")
+
+
+def _roles(catalog: Catalog, text: dict[str, list[str]]) -> dict[str, str]:
+    """Role -> column, by name and then by what the cells look like."""
+    by_word = {spelling(name): name for name in catalog.table.column_names}
+    roles = {
+        role: next((by_word[spelling(word)] for word in words if spelling(word) in by_word), "")
+        for role, words in ROLES.items()
+    }
+    if not roles["image"]:
+        share = {
+            name: sum(bool(IMAGE_PATH.search(cell)) for cell in cells) / len(cells) for name, cells in text.items()
+        }
+        roles["image"] = max(share, key=lambda name: share[name], default="")
+        if share.get(roles["image"], 0) < 0.5:
+            raise UserError(
+                f"{catalog.name}: no column holds image paths; the columns are: {', '.join(catalog.table.column_names)}"
+            )
+    if not roles["item"] or len(set(text.get(roles["item"], ()))) < len(catalog):
+        unique = [name for name, cells in text.items() if len(set(cells)) == len(cells) and name != roles["image"]]
+        roles["item"] = unique[0] if unique else roles["image"]
+    if not roles["product"] or roles["product"] == roles["item"]:
+        roles["product"] = roles["item"]
+    return {role: name for role, name in roles.items() if name}
+
+
+def _attribute(name: str, cells: list[str], products: list[str]) -> _Column | None:
+    """The column as an attribute, or None where it is constant, an identifier, or free text."""
+    separator = next((mark for mark in SEPARATORS if sum(mark in cell for cell in cells) > 0.01 * len(cells)), None)
+    parts = [[part.strip() for part in cell.split(separator)] if separator else [cell] for cell in cells]
+    words = Counter(part for row in parts for part in row)
+    genuine = _none_is_a_value(words)
+    blank = BLANK_CELLS - ({"none"} if genuine else set())
+    spelled = Counter({word: count for word, count in words.items() if spelling(word) not in blank})
+    if not spelled or max(map(len, spelled)) > LONGEST_VALUE:
+        return None
+    canonical = _merge(spelled)
+    values, of_products = Counter[str](), dict[str, set[str]]()
+    for row, product in zip(parts, products, strict=True):
+        for word in {canonical[part] for part in row if part in canonical}:
+            values[word] += 1
+            of_products.setdefault(word, set()).add(product)
+    most = MOST_MULTI_VALUES if separator else MOST_VALUES
+    if not 2 <= len(values) <= most or len(values) > max(10, LARGEST_SHARE * sum(values.values())):
+        return None
+    told = [word for word in words if spelling(word) in {"n/a", "na", "#n/a"} and word]
+    return _Column(
+        name=name,
+        separator=separator,
+        values=dict(values.most_common()),
+        products={value: len(members) for value, members in of_products.items()},
+        aliases={word: value for word, value in sorted(canonical.items()) if spelling(word) != spelling(value)},
+        not_applicable=tuple(sorted(told)),
+        empty=sum(count for word, count in words.items() if spelling(word) in blank),
+    )
+
+
+def _none_is_a_value(words: Counter[str]) -> bool:
+    """Whether `none` counts among counts and levels (a handle: none, one, two) rather than saying nothing."""
+    met = {spelling(word) for word in words}
+    siblings = {word for word in met if word in COUNTING or word.isdigit()}
+    return "none" in met and bool(siblings)
+
+
+def _merge(spelled: Counter[str]) -> dict[str, str]:
+    """Spelling -> canonical value: the same but for case and hyphens, misspelt, or short for one longer name."""
+    families: dict[str, Counter[str]] = {}
+    for word, count in spelled.items():
+        families.setdefault(spelling(word), Counter())[word] += count
+    order = sorted(families, key=lambda form: (-sum(families[form].values()), form))
+    heads: dict[str, str] = {}
+    for form in order:
+        heads[form] = heads.get(
+            _head(form, [other for other in order if other in heads and heads[other] == other]), form
+        )
+    name = {form: families[form].most_common(1)[0][0].lower() for form in order}
+    return {word: name[heads[form]] for form, family in families.items() for word in family}
+
+
+def _head(form: str, known: Sequence[str]) -> str:
+    """The more frequent form that `form` is a variant of, or itself."""
+    from rapidfuzz import fuzz
+
+    longer = [other for other in known if _inside(form, other) or _inside(other, form)]
+    if len(longer) == 1:
+        return longer[0]
+    if len(form) >= SHORTEST_TYPO and form.isalpha():
+        near = [other for other in known if other.isalpha() and fuzz.ratio(form, other) >= TYPO_RATIO]
+        if len(near) == 1 and form[0] == near[0][0]:
+            return near[0]
+    return form
+
+
+def _inside(short: str, long: str) -> bool:
+    """`scoop` in `scoop neck`: one word of two, the first."""
+    return " " not in short and len(short) >= SHORTEST_TYPO - 1 and long.split(" ")[0] == short and long.count(" ") == 1
+
+
+def _rule(column: _Column, columns: list[_Column], text: dict[str, list[str]]) -> tuple[str, list[str]] | None:
+    """(other attribute, its values) outside of which this one is never filled."""
+    filled = [spelling(cell) not in BLANK_CELLS - {"none"} for cell in text[column.name]]
+    if all(filled):
+        return None
+    for other in columns:
+        if other is column or other.separator or len(other.values) < 2:
+            continue
+        forms = {spelling(alias): value for alias, value in other.aliases.items()}
+        forms |= {spelling(value): value for value in other.values}
+        groups: dict[str, list[bool]] = {}
+        for cell, told in zip(text[other.name], filled, strict=True):
+            if spelling(cell) in forms:
+                groups.setdefault(forms[spelling(cell)], []).append(told)
+        never = [value for value, told in groups.items() if not any(told)]
+        mostly = [value for value, told in groups.items() if sum(told) > 0.5 * len(told)]
+        explained = sum(len(groups[value]) for value in never)
+        if mostly and len(never) + len(mostly) == len(groups) and explained > 0.5 * filled.count(False):
+            return other.name, [value for value in other.values if value in mostly]
+    return None
+
+
+def _quoted(text: str) -> str:
+    """A TOML string; JSON's escapes are TOML's, but for the delete character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _listed(words: Sequence[str]) -> str:
+    return "[" + ", ".join(map(_quoted, words)) + "]"
+
+
+def _comment(text: str) -> str:
+    """Text that cannot end its comment."""
+    return re.sub(r"[\x00-\x1f\x7f\u0085\u2028\u2029]", " ", text)
+
+
+def _toml(
+    catalog: Catalog,
+    roles: dict[str, str],
+    columns: list[_Column],
+    rules: dict[str, tuple[str, list[str]] | None],
+    passed: list[str],
+) -> str:
+    lines = [
+        f"# Proposed from {_comment(catalog.name)}, {len(catalog)} rows. Finish it by hand: drop what a photo cannot show,",
+        "# join values, put prompts into words, then run facetclip check.",
+        "",
+        "[columns]",
+        *(f"{role} = {_quoted(name)}" for role, name in roles.items()),
+    ]
+    if passed:
+        lines += ["", f"# Not taken for attributes: {_comment(', '.join(passed))}"]
+    for column in columns:
+        lines += ["", *_attribute_toml(column, rules[column.name])]
+    return "\n".join(lines) + "\n"
+
+
+def _attribute_toml(column: _Column, rule: tuple[str, list[str]] | None) -> list[str]:
+    counted = ", ".join(f"{value} {count}" for value, count in column.values.items())
+    lines = [
+        f"[attributes.{_quoted(column.name)}]",
+        f"# cells: {_comment(counted)}; silent {column.empty}",
+    ]
+    rare = [value for value, count in column.products.items() if count < RARE]
+    if rare:
+        lines.append(f"# fewer than {RARE} products, so not in every split: {_comment(', '.join(rare))}")
+    lines += [f"column = {_quoted(column.name)}", f"values = {_listed(list(column.values))}"]
+    if column.separator:
+        lines.append(f"separator = {_quoted(column.separator)}")
+    if column.not_applicable:
+        lines.append(f"not_applicable = {_listed(column.not_applicable)}")
+    if column.aliases:
+        pairs = ", ".join(f"{_quoted(alias)} = {_quoted(value)}" for alias, value in column.aliases.items())
+        lines.append(f"aliases = {{ {pairs} }}")
+    if rule:
+        lines += ["# never filled elsewhere", f"applies_where = {{ {_quoted(rule[0])} = {_listed(rule[1])} }}"]
+    lines.append(f"# template = {_quoted('a photo of a product, ' + _comment(column.name) + ': {value}')}")
+    return lines
