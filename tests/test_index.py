@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_shop import SCHEMA, make_labels, make_shards, photo
 
@@ -131,6 +131,7 @@ def test_a_prompt_does_not_change_the_digest_but_a_value_does(index):
     assert index_module.digest_of(table, Schema.model_validate(facts)) != index.digest
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.text(max_size=4)), max_size=9), st.integers(0, 9))
 def test_the_canonical_bytes_of_text_do_not_depend_on_chunks_types_or_slices(cells, cut):
     def content(column):
@@ -142,6 +143,7 @@ def test_the_canonical_bytes_of_text_do_not_depend_on_chunks_types_or_slices(cel
     assert content(whole) == content(parts) == content(sliced) == content(whole.cast(pa.large_string()))
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=2), min_size=2, max_size=3))
 def test_different_texts_have_different_canonical_bytes(cells):
     def content(texts):
@@ -151,6 +153,7 @@ def test_different_texts_have_different_canonical_bytes(cells):
     assert (content(cells) == content(joined)) == (cells == joined)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.text(max_size=300), st.integers(0, 99_999_999))
 def test_keys_are_unique_short_and_plain(one, other, place):
     keys = {key_of(place, one), key_of(place + 1, one), key_of(place + 1, other)}

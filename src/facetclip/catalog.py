@@ -232,7 +232,7 @@ def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
     """
     labels: dict[str, np.ndarray] = {}
     for name, attribute in schema.attributes.items():
-        cells = pc.dictionary_encode(catalog.table.column(attribute.column).cast(pa.string()), null_encoding="encode")
+        cells = catalog.table.column(attribute.column).cast(pa.string()).dictionary_encode(null_encoding="encode")
         codes, kind = attribute.codes(), np.int64 if attribute.multi_valued else np.int16
         parts = []
         for chunk in cells.chunks:

@@ -205,8 +205,8 @@ def _toml(
     passed: list[str],
 ) -> str:
     lines = [
-        f"# Proposed from {_comment(catalog.name)}, {len(catalog)} rows. Finish it by hand: drop what a photo cannot show,",
-        "# join values, put prompts into words, then run facetclip check.",
+        f"# Proposed from {_comment(catalog.name)}, {len(catalog)} rows. Finish it by hand: drop what a photo cannot",
+        "# show, join values, put prompts into words, then run facetclip check.",
         "",
         "[columns]",
         *(f"{role} = {_quoted(name)}" for role, name in roles.items()),

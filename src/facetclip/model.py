@@ -70,6 +70,10 @@ class AttributeReader(nn.Module):
     The logit scale is kept 1-D, since sharding engines refuse scalars; `save_model` gives it its own shape back.
     """
 
+    mean: Tensor  # [1, 3, 1, 1], of values in 0..1
+    std: Tensor
+    prompt_ids: Tensor  # [values of all attributes, tokens]
+
     def __init__(self, clip: Any, tokenizer: Any, schema: Schema, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.clip = clip
@@ -318,7 +322,8 @@ def _train_tokenizer(captions: Iterable[str], vocabulary: int) -> Any:
     words = Counter(word for caption in sorted(set(captions)) for word in _words(plain.tokenize(caption)))
     merges = _merges(words, most=vocabulary - len(base) - len(ends))
     table = [*base, *("".join(pair) for pair in merges), *ends]
-    return CLIPTokenizer(vocab={word: place for place, word in enumerate(dict.fromkeys(table))}, merges=merges)
+    joined: Any = merges  # pairs, as the library wants them but does not say
+    return CLIPTokenizer(vocab={word: place for place, word in enumerate(dict.fromkeys(table))}, merges=joined)
 
 
 def _words(letters: Iterable[str]) -> Iterator[tuple[str, ...]]:
@@ -332,7 +337,7 @@ def _words(letters: Iterable[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _merges(words: Mapping[tuple[str, ...], int], most: int) -> list[tuple[str, str]]:
-    """The `most` pairs of neighbours to join, most frequent first, ties in alphabetical order; none that occurs once."""
+    """The `most` pairs of neighbours to join, most frequent first, ties by alphabet; none that occurs once."""
     merges: list[tuple[str, str]] = []
     counted = dict(words)
     while len(merges) < most:

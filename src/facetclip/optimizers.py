@@ -51,25 +51,25 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     direction = self._muon if group["matrices"] else self._adam
-                    weight.add_(direction(weight, group), alpha=-group["lr"])
+                    weight.add_(direction(weight, weight.grad, group), alpha=-group["lr"])
         return loss
 
-    def _muon(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    def _muon(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[weight]
         momentum = state.setdefault("momentum", torch.zeros_like(weight))
-        momentum.lerp_(weight.grad, 1 - MOMENTUM)
-        matrix = torch.lerp(weight.grad, momentum, MOMENTUM).reshape(len(weight), -1)
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        matrix = torch.lerp(gradient, momentum, MOMENTUM).reshape(len(weight), -1)
         return orthogonal(matrix).mul_(0.2 * max(matrix.shape) ** 0.5).view_as(weight)
 
-    def _adam(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adam(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), device=weight.device)
             state["first"], state["second"] = torch.zeros_like(weight), torch.zeros_like(weight)
         beta1, beta2 = group["betas"]
         state["step"] += 1
-        state["first"].lerp_(weight.grad, 1 - beta1)
-        state["second"].lerp_(weight.grad.square(), 1 - beta2)
+        state["first"].lerp_(gradient, 1 - beta1)
+        state["second"].lerp_(gradient.square(), 1 - beta2)
         first = state["first"] / (1 - beta1 ** state["step"])
         second = state["second"] / (1 - beta2 ** state["step"])
         return first / (second.sqrt() + group["eps"])

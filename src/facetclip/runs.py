@@ -11,7 +11,9 @@ from facetclip.config import RunConfig
 from facetclip.evaluate import evaluate
 from facetclip.files import write_whole
 from facetclip.registry import register
-from facetclip.report import EvalReport
+from facetclip.index import open_index
+from facetclip.model import CARD, load_model
+from facetclip.scores import reader_digest
 from facetclip.spool import RECORD
 from facetclip.tracking import Tracker
 from facetclip.trainer import Trainer, TrainResult, make_accelerator
@@ -81,20 +83,23 @@ def start_tracker(run: RunConfig, folder: Path) -> Tracker:
 
 def finish(run: RunConfig, result: TrainResult, tracker: Tracker) -> str | None:
     """Measure the best model on the validation split, file report and pictures, register the model once."""
-    folder = Path(run.output.folder)
-    report = evaluate(str(result.model), Path(run.data.shards), "validation", folder / "validation")
-    for path in (folder / "run.json", result.model / "facetclip.json", folder / "validation"):
+    folder, shards = Path(run.output.folder), Path(run.data.shards)
+    if len(open_index(shards).rows("validation")):
+        evaluate(str(result.model), shards, "validation", folder / "validation")
+        tracker.artifact(folder / "validation")
+    for path in (folder / "run.json", result.model / CARD):
         tracker.artifact(path)
-    return _register_once(run, result, report, tracker.run_id) if run.tracking.register_as else None
+    return _register_once(run, result, tracker.run_id) if run.tracking.register_as else None
 
 
-def _register_once(run: RunConfig, result: TrainResult, report: EvalReport, run_id: str | None) -> str | None:
-    record = Path(run.output.folder) / REGISTERED
+def _register_once(run: RunConfig, result: TrainResult, run_id: str | None) -> str | None:
+    record, digest = Path(run.output.folder) / REGISTERED, reader_digest(load_model(str(result.model)))
     if record.is_file():
         known = json.loads(record.read_text())
-        if known["digest"] == report.model.digest:
+        if known == {"digest": digest, "version": known["version"], "name": run.tracking.register_as}:
             return known["version"]
     version = register(result.model, name=str(run.tracking.register_as), run_id=run_id)
     if version is not None:
-        write_whole(record, json.dumps({"digest": report.model.digest, "version": version}).encode())
+        known = {"digest": digest, "version": version, "name": run.tracking.register_as}
+        write_whole(record, json.dumps(known).encode())
     return version

@@ -29,7 +29,7 @@ class SamplingSpec:
 
 @dataclass(frozen=True)
 class Cells:
-    """Items grouped by labels: `order[start[c] : start[c] + size[c]]` are the items of cell c, labelled `labels[:, c]`."""
+    """Items grouped by labels: cell c, labelled `labels[:, c]`, holds `order[start[c] : start[c] + size[c]]`."""
 
     order: np.ndarray
     start: np.ndarray

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from facetclip.catalog import Catalog
 from facetclip.errors import UserError
@@ -78,7 +77,7 @@ def assign_splits(catalog: Catalog, schema: Schema, *, seed: int, shares: Shares
     A row without a cell in the split column goes with the other rows of its product. UserError, naming the row, for a
     word that is no split and for a product whose rows disagree.
     """
-    encoded = pc.dictionary_encode(catalog.table.column(schema.columns.product).cast(pa.string()).combine_chunks())
+    encoded = catalog.table.column(schema.columns.product).cast(pa.string()).combine_chunks().dictionary_encode()
     products = encoded.indices.to_numpy(zero_copy_only=False)
     of_product = np.array(
         [split_of(product, seed=seed, shares=shares) for product in encoded.dictionary.to_pylist()], dtype=np.int8

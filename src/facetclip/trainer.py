@@ -86,7 +86,7 @@ class Trainer:
 
     def _portions(self) -> Iterator[tuple[int, np.ndarray]]:
         """(step, rows of the global batch) from the present step to the last."""
-        epoch_planned = -1
+        epoch_planned, plan = -1, np.zeros((0, 0), dtype=np.int64)
         for step in range(self.state.step, self.run.train.steps):
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != epoch_planned:
