@@ -42,6 +42,12 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", facts) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
+def webp_header():
+    """A WEBP whose header promises 16384 x 16384 pixels."""
+    small = coded(Image.new("RGB", (64, 64)), "WEBP", lossless=True)
+    return small[:21] + b"\xff\xff\xff\x0f" + small[25:]
+
+
 def psnr(one, other):
     difference = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
     return 10 * np.log10(255**2 / max(1e-9, (difference**2).mean()))
@@ -78,6 +84,7 @@ BAD = {
     "4000 x 10": (coded(Image.new("RGB", (4000, 10)), "PNG"), "too_thin"),
     "60 megapixels": (png_header(10000, 6000), "too_many_pixels"),
     "170 megapixels": (png_header(17000, 10000), "too_many_pixels"),
+    "a 268 megapixel webp": (webp_header(), "too_many_pixels"),
     "400 megapixels": (png_header(20000, 20000), "too_many_pixels"),
 }
 

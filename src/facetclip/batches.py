@@ -41,7 +41,8 @@ class PixelReader:
     def __init__(
         self, index: ShardIndex, size: int, fit: Fit, *, cached: np.ndarray | None = None, threads: int = 2
     ) -> None:
-        self.index, self.size, self.fit = index, size, fit
+        self.index, self.size = index, size
+        self.fit: Fit = fit
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         fits = cached is not None and len(cached) * size * size * 3 <= CACHE_BYTES
         self._cached = cached if fits and cached is not None else np.zeros(0, dtype=np.int64)

@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facetclip.config import closest
@@ -196,7 +196,7 @@ def _read_dataset(source: str, split: str | None) -> pa.Table:
     return chosen.with_format("arrow")[:]  # type: ignore[return-value]  # that format gives a table
 
 
-def _choose_split(source: str, parts: dict, split: str | None) -> object:
+def _choose_split(source: str, parts: dict, split: str | None) -> Any:
     if split is None and len(parts) == 1:
         return next(iter(parts.values()))
     if split not in parts:

@@ -97,7 +97,8 @@ def check_catalog(catalog: Catalog, schema: Schema, spec: CheckSpec) -> CheckRep
     images = list(_images(table, spec))
     problems += images
     bad_rows = {problem.row for problem in images if problem.severity == ERROR}
-    gaps, counts = [], dict.fromkeys(SPLITS, 0)
+    gaps: list[Gap] = []
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
     if not any(problem.severity == FATAL for problem in problems):
         splits = assign_splits(catalog, schema, seed=spec.seed, shares=spec.shares)
         numbers = np.unique([str(product) for product in table.products], return_inverse=True)[1]

@@ -18,6 +18,7 @@ Fit = Literal["pad", "crop"]
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF": "avif", "GIF": "gif"}
 MOST_PIXELS = 50_000_000
+MOST_WEBP_PIXELS = 30_000_000  # its decoder takes 16 bytes a pixel; so every verdict stays below 512 MB
 MOST_BYTES = 128 << 20
 FEWEST_PIXELS = 8  # of the shorter edge: less cannot show an attribute
 MOST_ASPECT = 20  # longer edge / shorter edge
@@ -202,8 +203,9 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:
         raise _unopened(data) from error
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise BadImage("too_many_pixels", f"{width} x {height} pixels; at most {MOST_PIXELS:,} are decoded")
+    most = MOST_WEBP_PIXELS if image.format == "WEBP" else MOST_PIXELS
+    if width * height > most:
+        raise BadImage("too_many_pixels", f"{width} x {height} pixels; at most {most:,} are decoded")
     if min(width, height) < FEWEST_PIXELS:
         raise BadImage("too_small", f"{width} x {height} pixels; at least {FEWEST_PIXELS} each way are needed")
     if max(width, height) > MOST_ASPECT * min(width, height):
@@ -267,8 +269,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _flattened(image: Image.Image) -> Image.Image:
     """RGB: transparency over white, 16-bit grey by its high byte."""
     if image.mode in _GREY_16:
-        high = (np.asarray(image).astype(np.int32) >> 8).clip(0, 255)
-        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+        high = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
+        return Image.fromarray(high).convert("RGB")
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         ground = Image.new("RGB", image.size, "white")

@@ -26,6 +26,7 @@ ROLES = {
     "split": ("split", "fold", "subset"),
     "url": ("image_url", "url", "photo_url"),
 }
+NOT_APPLICABLE_WORDS = {"n/a", "na", "#n/a"}
 IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|avif|gif)$", re.IGNORECASE)
 
 
@@ -68,56 +69,87 @@ def _is_text(catalog: Catalog, name: str) -> bool:
 def _roles(catalog: Catalog, text: dict[str, list[str]]) -> dict[str, str]:
     """Role -> column, by name and then by what the cells look like."""
     by_word = {spelling(name): name for name in catalog.table.column_names}
-    roles = {
-        role: next((by_word[spelling(word)] for word in words if spelling(word) in by_word), "")
-        for role, words in ROLES.items()
-    }
-    if not roles["image"]:
-        share = {
-            name: sum(bool(IMAGE_PATH.search(cell)) for cell in cells) / len(cells) for name, cells in text.items()
-        }
-        roles["image"] = max(share, key=lambda name: share[name], default="")
-        if share.get(roles["image"], 0) < 0.5:
-            raise UserError(
-                f"{catalog.name}: no column holds image paths; the columns are: {', '.join(catalog.table.column_names)}"
-            )
-    if not roles["item"] or len(set(text.get(roles["item"], ()))) < len(catalog):
-        unique = [name for name, cells in text.items() if len(set(cells)) == len(cells) and name != roles["image"]]
-        roles["item"] = unique[0] if unique else roles["image"]
-    if not roles["product"] or roles["product"] == roles["item"]:
-        roles["product"] = roles["item"]
+    roles = {role: _named(words, by_word) for role, words in ROLES.items()}
+    roles["image"] = roles["image"] or _image_column(catalog, text)
+    if len(set(text.get(roles["item"], ()))) < len(catalog):
+        roles["item"] = _unique_column(text, roles["image"]) or roles["image"]
+    roles["product"] = roles["product"] or roles["item"]
     return {role: name for role, name in roles.items() if name}
+
+
+def _named(words: Sequence[str], by_word: dict[str, str]) -> str:
+    """The column of the first of `words` that is a column's name."""
+    return next((by_word[spelling(word)] for word in words if spelling(word) in by_word), "")
+
+
+def _image_column(catalog: Catalog, text: dict[str, list[str]]) -> str:
+    share = {name: sum(bool(IMAGE_PATH.search(cell)) for cell in cells) / len(cells) for name, cells in text.items()}
+    best = max(share, key=lambda name: share[name], default="")
+    if share.get(best, 0) < 0.5:
+        known = ", ".join(catalog.table.column_names)
+        raise UserError(f"{catalog.name}: no column holds image paths; the columns are: {known}")
+    return best
+
+
+def _unique_column(text: dict[str, list[str]], image: str) -> str:
+    """The first column whose cells are all different."""
+    return next((name for name, cells in text.items() if len(set(cells)) == len(cells) and name != image), "")
 
 
 def _attribute(name: str, cells: list[str], products: list[str]) -> _Column | None:
     """The column as an attribute, or None where it is constant, an identifier, or free text."""
-    separator = next((mark for mark in SEPARATORS if sum(mark in cell for cell in cells) > 0.01 * len(cells)), None)
-    parts = [[part.strip() for part in cell.split(separator)] if separator else [cell] for cell in cells]
-    words = Counter(part for row in parts for part in row)
-    genuine = _none_is_a_value(words)
-    blank = BLANK_CELLS - ({"none"} if genuine else set())
+    separator = _separator(cells)
+    rows = [_parts(cell, separator) for cell in cells]
+    words = Counter(word for row in rows for word in row)
+    blank = BLANK_CELLS - {"none"} if _none_is_a_value(words) else BLANK_CELLS
     spelled = Counter({word: count for word, count in words.items() if spelling(word) not in blank})
     if not spelled or max(map(len, spelled)) > LONGEST_VALUE:
         return None
     canonical = _merge(spelled)
-    values, of_products = Counter[str](), dict[str, set[str]]()
-    for row, product in zip(parts, products, strict=True):
-        for word in {canonical[part] for part in row if part in canonical}:
-            values[word] += 1
-            of_products.setdefault(word, set()).add(product)
-    most = MOST_MULTI_VALUES if separator else MOST_VALUES
-    if not 2 <= len(values) <= most or len(values) > max(10, LARGEST_SHARE * sum(values.values())):
+    values, of_products = _counted(rows, products, canonical)
+    if not _closed(values, separator):
         return None
-    told = [word for word in words if spelling(word) in {"n/a", "na", "#n/a"} and word]
     return _Column(
         name=name,
         separator=separator,
         values=dict(values.most_common()),
-        products={value: len(members) for value, members in of_products.items()},
-        aliases={word: value for word, value in sorted(canonical.items()) if spelling(word) != spelling(value)},
-        not_applicable=tuple(sorted(told)),
-        empty=sum(count for word, count in words.items() if spelling(word) in blank),
+        products=of_products,
+        aliases=_aliases(canonical),
+        not_applicable=tuple(sorted(word for word in words if spelling(word) in NOT_APPLICABLE_WORDS)),
+        empty=words.total() - spelled.total(),
     )
+
+
+def _separator(cells: list[str]) -> str | None:
+    """What joins several values in a cell, where at least one cell in a hundred holds several."""
+    return next((mark for mark in SEPARATORS if sum(mark in cell for cell in cells) > 0.01 * len(cells)), None)
+
+
+def _parts(cell: str, separator: str | None) -> list[str]:
+    return [part.strip() for part in cell.split(separator)] if separator else [cell]
+
+
+def _counted(
+    rows: list[list[str]], products: list[str], canonical: dict[str, str]
+) -> tuple[Counter[str], dict[str, int]]:
+    """Canonical value -> cells, and -> products."""
+    values: Counter[str] = Counter()
+    members: dict[str, set[str]] = {}
+    for row, product in zip(rows, products, strict=True):
+        for value in {canonical[word] for word in row if word in canonical}:
+            values[value] += 1
+            members.setdefault(value, set()).add(product)
+    return values, {value: len(names) for value, names in members.items()}
+
+
+def _closed(values: Counter[str], separator: str | None) -> bool:
+    """Whether the values are few, and recur, as those of an attribute do."""
+    most = MOST_MULTI_VALUES if separator else MOST_VALUES
+    return 2 <= len(values) <= most and len(values) <= max(10, LARGEST_SHARE * values.total())
+
+
+def _aliases(canonical: dict[str, str]) -> dict[str, str]:
+    return {word: value for word, value in sorted(canonical.items()) if spelling(word) != spelling(value)}
 
 
 def _none_is_a_value(words: Counter[str]) -> bool:
@@ -164,23 +196,33 @@ def _inside(short: str, long: str) -> bool:
 def _rule(column: _Column, columns: list[_Column], text: dict[str, list[str]]) -> tuple[str, list[str]] | None:
     """(other attribute, its values) outside of which this one is never filled."""
     filled = [spelling(cell) not in BLANK_CELLS - {"none"} for cell in text[column.name]]
-    if all(filled):
-        return None
     for other in columns:
-        if other is column or other.separator or len(other.values) < 2:
+        if other is column or other.separator:
             continue
-        forms = {spelling(alias): value for alias, value in other.aliases.items()}
-        forms |= {spelling(value): value for value in other.values}
-        groups: dict[str, list[bool]] = {}
-        for cell, told in zip(text[other.name], filled, strict=True):
-            if spelling(cell) in forms:
-                groups.setdefault(forms[spelling(cell)], []).append(told)
-        never = [value for value, told in groups.items() if not any(told)]
-        mostly = [value for value, told in groups.items() if sum(told) > 0.5 * len(told)]
-        explained = sum(len(groups[value]) for value in never)
-        if mostly and len(never) + len(mostly) == len(groups) and explained > 0.5 * filled.count(False):
-            return other.name, [value for value in other.values if value in mostly]
+        allowed = _mostly_filled(_by_value(other, text[other.name], filled), filled.count(False))
+        if allowed:
+            return other.name, [value for value in other.values if value in allowed]
     return None
+
+
+def _by_value(other: _Column, cells: list[str], filled: list[bool]) -> dict[str, list[bool]]:
+    """Value of another attribute -> whether this one is filled, for each of its rows."""
+    forms = {spelling(word): value for word, value in other.aliases.items()}
+    forms |= {spelling(value): value for value in other.values}
+    groups: dict[str, list[bool]] = {}
+    for cell, told in zip(cells, filled, strict=True):
+        if spelling(cell) in forms:
+            groups.setdefault(forms[spelling(cell)], []).append(told)
+    return groups
+
+
+def _mostly_filled(groups: dict[str, list[bool]], silent: int) -> list[str]:
+    """The values where it is mostly filled, if it is never filled in all others and they explain the gaps."""
+    never = [value for value, told in groups.items() if not any(told)]
+    mostly = [value for value, told in groups.items() if sum(told) > 0.5 * len(told)]
+    explained = sum(len(groups[value]) for value in never)
+    whole = len(never) + len(mostly) == len(groups)
+    return mostly if whole and never and explained > 0.5 * silent else []
 
 
 def _quoted(text: str) -> str:

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from facetclip.config import RunConfig
 from facetclip.evaluate import evaluate
 from facetclip.files import write_whole
-from facetclip.registry import register
 from facetclip.index import open_index
 from facetclip.model import CARD, load_model
+from facetclip.registry import register
 from facetclip.scores import reader_digest
 from facetclip.spool import RECORD
 from facetclip.tracking import Tracker

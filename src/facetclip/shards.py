@@ -98,6 +98,12 @@ class _Build:
         """How many shards there will be."""
         return -(-len(self.rows.items) // self.per_shard)
 
+    @property
+    def most_bad(self) -> int:
+        """How many images may be left out; never all of them."""
+        rows = len(self.rows.items)
+        return min(rows - 1, int(self.spec.max_bad * rows))
+
     def part(self, number: int) -> Path:
         """Where shard `number` says what it holds, until the index does."""
         return self.spec.out / PARTS / f"shard-{number:06d}.parquet"
@@ -130,7 +136,7 @@ def build_shards(
 
     A finished build of the same inputs is left as it is. `progress` is told (shards done, shards in all). UserError
     when the folder holds anything else, when an item id is empty or doubled, and when more than `spec.max_bad` of the
-    images cannot be used (what is packed is kept, and quarantine.csv names them).
+    images cannot be used: it stops as soon as that is seen, and quarantine.csv names them.
     """
     _check_spec(catalog, schema, spec)
     build = _planned(_read_rows(catalog, schema, spec), schema, spec)
@@ -138,13 +144,11 @@ def build_shards(
         return _finished(build, catalog)
     with _alone(build):
         numbers = [number for number in range(build.count) if not _usable(build, number)]
-        done = build.count - len(numbers)
-        for _ in each(pack, map(build.slice, numbers), workers=spec.workers):
-            done += 1
-            if progress is not None:
-                progress(done, build.count)
-        parts = [_packed(build, number) for number in range(build.count)]
+        _pack_missing(build, numbers, progress)
+        parts = [part for number in range(build.count) if (part := read_part(build.part(number), build.digest))]
         _quarantine(build, catalog, parts)
+        if len(parts) < build.count:
+            raise UserError(f"{spec.out}: was changed while the build ran; run the same command again")
         faults.reach("shards.before_index")
         _write_index(build, parts)
     faults.reach("shards.after_index")
@@ -274,11 +278,17 @@ def _usable(build: _Build, number: int) -> bool:
     return first_changed(build.slice(number), kept, build.part(number).stat().st_mtime_ns) is None
 
 
-def _packed(build: _Build, number: int) -> Part:
-    part = read_part(build.part(number), build.digest)
-    if part is None:
-        raise UserError(f"{build.part(number)}: was damaged while the build ran; run the same command again")
-    return part
+def _pack_missing(build: _Build, numbers: Sequence[int], progress: Callable[[int, int], None] | None) -> None:
+    """Pack these shards, or as many as it takes to see that too many images are bad."""
+    for number in numbers:
+        build.part(number).unlink(missing_ok=True)
+    done, bad = build.count - len(numbers), 0
+    for left_out in each(pack, map(build.slice, numbers), workers=build.spec.workers):
+        done, bad = done + 1, bad + left_out
+        if progress is not None:
+            progress(done, build.count)
+        if bad > build.most_bad:
+            return
 
 
 def _quarantine(build: _Build, catalog: Catalog, parts: Sequence[Part]) -> None:
@@ -293,13 +303,13 @@ def _quarantine(build: _Build, catalog: Catalog, parts: Sequence[Part]) -> None:
         cells = [build.rows.items[place].as_py(), shown, code, message]
         table.writerow([catalog.row_number(place), *map(_inert, cells)])
     write_whole(build.spec.out / QUARANTINE, out.getvalue().encode("utf-8"))
-    rows = len(build.rows.items)
-    if len(bad) > build.spec.max_bad * rows or len(bad) == rows:
+    seen = len(bad) + sum(part.rows.num_rows for part in parts)
+    if len(bad) > build.most_bad:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
         first = f"{catalog.where(bad[0][0])}: {bad[0][2]}"
         raise UserError(
-            f"{catalog.name}: {len(bad)} of {rows} images cannot be used ({reasons}); --max-bad allows a share of "
-            f"{build.spec.max_bad:g}; the first is {first}; all are in {build.spec.out / QUARANTINE}"
+            f"{catalog.name}: {len(bad)} of {seen} images cannot be used ({reasons}), where --max-bad {build.spec.max_bad:g} "
+            f"allows {build.most_bad}; the first is {first}; see {build.spec.out / QUARANTINE}"
         )
 
 

@@ -85,8 +85,8 @@ class _Tar:
         return self._hash.hexdigest()
 
 
-def pack(rows: Slice) -> None:
-    """Write the tar of one slice, then its part. A slice without one good image gets no tar."""
+def pack(rows: Slice) -> int:
+    """Write the tar of one slice, then its part; how many rows were left out. Without one good image there is no tar."""
     found: list[tuple[int, int, int, int]] = []
     bad: list[tuple[int, str, str]] = []
     with writing(rows.tar) as out:
@@ -107,6 +107,7 @@ def pack(rows: Slice) -> None:
     shard = Shard(rows.tar.name, len(found), tar.bytes, sha256)
     _write_part(rows, Part(shard if found else None, _part_table(found), tuple(bad)))
     faults.reach("shards.after_part")
+    return len(bad)
 
 
 def read_image(rows: Slice, number: int) -> bytes:
