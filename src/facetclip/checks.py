@@ -38,7 +38,7 @@ class CheckSpec:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with one cell. `error`: the row is left out or the cell is unlabelled; `fatal`: nothing is sharded."""
+    """What is wrong with one cell. `error`: row left out, or cell unlabelled; `fatal`: nothing can be sharded."""
 
     row: int
     item: str

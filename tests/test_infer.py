@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from facetclip.catalog import encode_labels, read_catalog
+from facetclip.errors import UserError
+from facetclip.infer import infer_schema
+from facetclip.render import RenderSpec, render_catalog
+from facetclip.schema import UNKNOWN_VALUE, Schema, read_schema
+
+HEADER = "sku,style,photo,name,category,Sleeve,material,note"
+ROWS = [
+    ("shirt", "Long-Sleeve", "wool|silk", "N/A"),
+    ("shirt", "long sleeve", "wool", "x"),
+    ("shirt", "Short", "silk", "x"),
+    ("shirt", "Striped", "silk|hemp", "x"),
+    ("shirt", "Stiped", "hemp", "x"),
+    ("pants", "", "wool", "x"),
+]
+
+
+def infer(tmp_path: Path, text: str) -> Schema:
+    catalog = tmp_path / "shop.csv"
+    catalog.write_text(text)
+    path = tmp_path / "schema.toml"
+    path.write_text(infer_schema(read_catalog(str(catalog))))
+    return read_schema(path)
+
+
+def shop() -> str:
+    lines = [HEADER]
+    for number in range(90):
+        category, sleeve, material, _ = ROWS[number % len(ROWS)]
+        note = f"free text number {number} that is longer than any value of an attribute could be"
+        lines.append(f"S{number},P{number // 2},img/{number}.jpg,Shirt {number},{category},{sleeve},{material},{note}")
+    return "\n".join(lines) + "\n"
+
+
+def test_columns_attributes_and_spellings_are_found(tmp_path: Path) -> None:
+    schema = infer(tmp_path, shop())
+    assert (schema.columns.item, schema.columns.product, schema.columns.image) == ("sku", "style", "photo")
+    assert set(schema.names) == {"category", "Sleeve", "material"}
+    sleeve = schema.attributes["Sleeve"]
+    assert sleeve.encode("Long-Sleeve") == sleeve.encode("long sleeve") >= 0
+    assert sleeve.encode("Stiped") == sleeve.encode("Striped") >= 0
+    assert sleeve.applies_where == {"category": ("shirt",)}
+    assert schema.attributes["material"].separator == "|"
+    assert set(schema.attributes["material"].values) == {"wool", "silk", "hemp"}
+
+
+def test_every_cell_of_the_table_is_explained(tmp_path: Path) -> None:
+    schema = infer(tmp_path, shop())
+    labels = encode_labels(read_catalog(str(tmp_path / "shop.csv")), schema)
+    assert not any((column == UNKNOWN_VALUE).any() for column in labels.values())
+
+
+@pytest.mark.parametrize("kind", ["cookware", "garments"])
+def test_a_rendered_catalog_is_understood(tmp_path: Path, kind: str) -> None:
+    catalog = render_catalog(RenderSpec(kind, 60, size=32), tmp_path / "catalog")
+    schema = infer(tmp_path, catalog.read_text())
+    if kind == "cookware":
+        assert set(schema.attributes["handle"].values) == {"none", "one", "two"}
+        assert set(schema.attributes["lid"].values) == {"yes", "no"}
+    else:
+        assert schema.attributes["sleeve"].applies_where.keys() == {"category"}
+
+
+def test_words_that_differ_by_meaning_are_not_joined(tmp_path: Path) -> None:
+    cells = ["v-neck", "u-neck", "red", "reddish", "size 10", "size 11"]
+    lines = ["id,image,cut", *(f"{n},{n}.jpg,{cells[n % 6]}" for n in range(60))]
+    assert set(infer(tmp_path, "\n".join(lines)).attributes["cut"].values) == set(cells)
+
+
+def test_cells_cannot_break_out_of_the_file(tmp_path: Path) -> None:
+    nasty = ['"""', "=cmd()", "<script>", "a]\nb = 1"]
+    lines = ["id,image,cut"]
+    for number in range(40):
+        cell = nasty[number % 4].replace('"', '""')
+        lines.append(f'{number},{number}.jpg,"{cell}"')
+    assert len(infer(tmp_path, "\n".join(lines)).attributes["cut"].values) == 4
+
+
+def test_a_table_without_images_is_refused_with_its_columns(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no column holds image paths; the columns are: id, cut"):
+        infer(tmp_path, "id,cut\n1,a\n2,b\n")
