@@ -50,7 +50,8 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) in inside) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == "facetclip":
-            found += [(f"facetclip.{alias.name}", id(node) in inside) for alias in node.names]
+            names = [alias.name for alias in node.names if not alias.name.startswith("__")]
+            found += [(f"facetclip.{name}", id(node) in inside) for name in names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.append((node.module or "", id(node) in inside))

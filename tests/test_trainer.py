@@ -146,14 +146,17 @@ trainer.accelerator.end_training()
 """
 
 
-def launch(shop: Path, processes: int) -> dict[int, float]:
-    """The losses of the run under accelerate launch."""
+def launch(shop: Path, processes: int, *, fault: str = "") -> dict[int, float]:
+    """The losses of the run under accelerate launch; with `fault` it must be killed there."""
     script, out = shop / "launched.py", shop / f"on_{processes}"
     script.write_text(LAUNCHED.format(tests=str(ROOT / "tests")))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
     command += ["--num_processes", str(processes), str(script), str(shop), str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FACETCLIP_FAULT": fault}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if fault:
+        assert done.returncode != 0
+        return {}
     assert done.returncode == 0, done.stderr[-3000:]
     return {int(step): loss for step, loss in json.loads((out / "losses.json").read_text()).items()}
 
@@ -163,6 +166,19 @@ def test_losses_agree_on_one_and_two_processes(shop: Path) -> None:
     together = launch(shop, 2)
     assert sorted(alone) == sorted(together) == list(range(1, 21))
     assert [together[step] for step in alone] == pytest.approx(list(alone.values()), rel=1e-5)
+
+
+def test_a_run_killed_in_a_save_goes_on_with_the_same_losses_and_weights(shop: Path) -> None:
+    whole, _ = train(make_run(shop))
+    launch(shop, 1, fault="checkpoint.optimizer.safetensors:3")  # inside the save of step 15
+    assert (shop / "on_1" / "checkpoints" / "step-00000010").is_dir()
+    rest = launch(shop, 1)
+    assert sorted(rest) == list(range(11, 21))
+    assert [rest[step] for step in rest] == pytest.approx([whole[step] for step in rest], rel=1e-6)
+    killed = load_checkpoint(shop / "on_1" / "checkpoints", warn=pytest.fail)
+    assert killed is not None
+    for name, weight in weights_of(shop).items():
+        assert torch.allclose(killed.weights[name], weight, atol=1e-6), name
 
 
 @pytest.mark.nightly

@@ -308,8 +308,8 @@ def _quarantine(build: _Build, catalog: Catalog, parts: Sequence[Part]) -> None:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
         first = f"{catalog.where(bad[0][0])}: {bad[0][2]}"
         raise UserError(
-            f"{catalog.name}: {len(bad)} of {seen} images cannot be used ({reasons}), where --max-bad {build.spec.max_bad:g} "
-            f"allows {build.most_bad}; the first is {first}; see {build.spec.out / QUARANTINE}"
+            f"{catalog.name}: {len(bad)} of {seen} images cannot be used ({reasons}), where --max-bad "
+            f"{build.spec.max_bad:g} allows {build.most_bad}; the first is {first}; see {build.spec.out / QUARANTINE}"
         )
 
 

@@ -86,7 +86,7 @@ class _Tar:
 
 
 def pack(rows: Slice) -> int:
-    """Write the tar of one slice, then its part; how many rows were left out. Without one good image there is no tar."""
+    """Write the tar of one slice, then its part; the number of rows left out. With no good image there is no tar."""
     found: list[tuple[int, int, int, int]] = []
     bad: list[tuple[int, str, str]] = []
     with writing(rows.tar) as out:

@@ -1,0 +1,107 @@
+"""The console command: one door, clear refusals, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from facetclip.cli import VERBS, main
+from small_shop import make_shards
+
+RUN = '[data]\nshards = "{shards}"\n[model]\nstart = "starter"\n[train]\nsteps = 2\nbatch = 4\n[output]\nfolder = "{out}"\n'
+SCHEMA = """
+[columns]
+item = "id"
+product = "style"
+image = "image"
+[attributes.lid]
+column = "lid"
+values = ["yes", "no"]
+"""
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> str:
+    path = tmp_path / "schema.toml"
+    path.write_text(SCHEMA)
+    return str(path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What the command says as it exits with code 2: one line, no traceback."""
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"facetclip {verb}" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_is_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "shrad")
+    assert "no verb 'shrad'" in said
+    assert "shard" in said
+
+
+def test_a_misspelt_key_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(RUN.format(shards=tmp_path, out=tmp_path / "out").replace("steps", "stpes"))
+    assert "run.toml: train: unknown key 'stpes'; did you mean 'steps'?" in refused(capsys, "train", str(run))
+
+
+def test_a_misspelt_key_of_a_schema_is_one_line(
+    tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = tmp_path / "shop.csv"
+    catalog.write_text("id,style,image,lid\n1,a,1.jpg,yes\n")
+    Path(schema).write_text(SCHEMA.replace("values", "valeus"))
+    said = refused(capsys, "check", str(catalog), "--schema", schema, "--images", str(tmp_path))
+    assert "schema.toml: attributes.lid: unknown key 'valeus'; did you mean 'values'?" in said
+
+
+@pytest.mark.parametrize("verb", ["check", "shard"])
+def test_a_missing_column_root_or_row_is_one_line(
+    verb: str, tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog, out = tmp_path / "shop.csv", ("--out", str(tmp_path / "out"))
+    words = (verb, str(catalog), "--schema", schema, *out)
+    catalog.write_text("id,style,image,lit\n1,a,1.jpg,yes\n")
+    assert "no column 'lid'" in refused(capsys, *words, "--images", str(tmp_path))
+    catalog.write_text("id,style,image,lid\n1,a,1.jpg,yes\n")
+    assert "none: expected the folder of the images" in refused(capsys, *words, "--images", str(tmp_path / "none"))
+    catalog.write_text("id,style,image,lid\n")
+    assert "shop.csv: 0 rows" in refused(capsys, *words, "--images", str(tmp_path))
+    catalog.unlink()
+    assert "no such catalog" in refused(capsys, *words, "--images", str(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_model_path_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_shards(tmp_path / "shards", 12)
+    words = ("--shards", str(tmp_path / "shards"), "--out", str(tmp_path / "out"))
+    for verb in ("evaluate", "extract"):
+        assert "expected a folder, a hub id" in refused(capsys, verb, "no/such/model", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_schema_that_was_edited_is_never_overwritten(
+    tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = tmp_path / "shop.csv"
+    catalog.write_text("id,style,image,lid\n1,a,1.jpg,yes\n")
+    assert "exists already" in refused(capsys, "schema", str(catalog), "--out", schema)
+    assert Path(schema).read_text() == SCHEMA
+
+
+def test_a_script_and_its_verb_are_the_same_door() -> None:
+    script = Path(__file__).parents[1] / "data_prep" / "check_catalog.py"
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "facetclip check" in done.stdout
