@@ -5,11 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from facetclip.cli import VERBS, main
 from small_shop import make_shards
 
-RUN = '[data]\nshards = "{shards}"\n[model]\nstart = "starter"\n[train]\nsteps = 2\nbatch = 4\n[output]\nfolder = "{out}"\n'
+from facetclip.cli import VERBS, main
+
+RUN = """
+data.shards = "{shards}"
+model.start = "starter"
+train = {{ steps = 2, batch = 4 }}
+output.folder = "{out}"
+"""
 SCHEMA = """
 [columns]
 item = "id"
