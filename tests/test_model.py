@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_shop import SHAPE
 from transformers import AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
 
-from facetclip.config import NewModel
 from facetclip.errors import UserError
 from facetclip.model import AttributeReader, load_model, new_model, save_model
 from facetclip.schema import Schema
@@ -27,18 +27,6 @@ SCHEMA = Schema.model_validate(
             },
         },
     }
-)
-SHAPE = NewModel(
-    image_size=32,
-    patch_size=8,
-    vision_width=32,
-    vision_layers=2,
-    vision_heads=2,
-    text_width=32,
-    text_layers=2,
-    text_heads=2,
-    embedding=16,
-    vocabulary=600,
 )
 
 

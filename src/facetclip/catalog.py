@@ -1,11 +1,13 @@
 """The retailer's table: CSV, TSV, Parquet, JSON lines, or a Hugging Face dataset. Every cell is text, or an image.
 
-Rows keep the number that a person sees: in a CSV file the header is row 1.
+Rows keep the number that a person sees: in a CSV file the header is row 1, and blank rows count.
 """
 
 import csv
 import io
 import json
+import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +28,15 @@ LONGEST_CELL = 16 << 20
 
 @dataclass(frozen=True)
 class Catalog:
-    """A table whose columns are text, but for embedded images (bytes, or structs of bytes and path)."""
+    """A table whose columns are text, but for embedded images (bytes, or structs of bytes and path).
+
+    `skipped`: for each blank row that was passed over, how many records stand before it.
+    """
 
     name: str
     table: pa.Table
     first_row: int
+    skipped: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -43,14 +49,14 @@ class Catalog:
 
     def row_number(self, place: int) -> int:
         """The number that a person sees beside the record at `place` (from 0)."""
-        return self.first_row + place
+        return self.first_row + place + bisect_right(self.skipped, place)
 
     def where(self, place: int) -> str:
         """`catalog.csv, row 812`."""
         return f"{self.name}, row {self.row_number(place)}"
 
     def require_columns(self, schema: Schema) -> None:
-        """UserError naming every column that `schema` refers to and the catalog lacks."""
+        """UserError naming every column that `schema` refers to and the catalog lacks, or has as something not text."""
         wanted = {f"columns.{role}": name for role, name in schema.columns.model_dump().items() if name is not None}
         wanted |= {f"attributes.{name}.column": attribute.column for name, attribute in schema.attributes.items()}
         present = self.table.column_names
@@ -61,6 +67,9 @@ class Catalog:
         ]
         if lacking:
             raise UserError("\n".join([*lacking, f"the columns are: {', '.join(present)}"]))
+        for role, name in wanted.items():
+            if role != "columns.image" and not pa.types.is_string(kind := self.table.schema.field(name).type):
+                raise UserError(f"{self.name}: column {name!r}, which the schema names as {role}: not text but {kind}")
 
 
 def read_catalog(source: str, *, split: str | None = None) -> Catalog:
@@ -69,9 +78,10 @@ def read_catalog(source: str, *, split: str | None = None) -> Catalog:
     UserError naming file and row when it cannot be read, when two columns share a name, or when it has no row.
     """
     path = Path(source)
+    skipped: tuple[int, ...] = ()
     if path.is_file():
         name, first = path.name, 2 if path.suffix.lower() in SEPARATORS else 1
-        table = _read_file(path)
+        table, skipped = _read_file(path)
     elif path.is_dir() or (source.count("/") == 1 and not path.suffix and not source.startswith((".", "/"))):
         name, first, table = source, 1, _read_dataset(source, split)
     else:
@@ -80,21 +90,29 @@ def read_catalog(source: str, *, split: str | None = None) -> Catalog:
         )
     if not table.num_rows:
         raise UserError(f"{name}: 0 rows; expected one row per image below the column names")
-    return Catalog(name, _as_text(table), first)
+    return Catalog(name, _as_text(table), first, skipped)
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
+    """The table, and where blank rows were passed over (`Catalog.skipped`)."""
     kind = path.suffix.lower()
     if kind in SEPARATORS:
         return _read_separated(path, SEPARATORS[kind])
     if kind == ".parquet":
-        try:
-            return pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path.name}: not a readable Parquet file: {error}") from error
+        return _read_parquet(path), ()
     if kind in JSON_LINES:
         return _read_json_lines(path)
     raise UserError(f"{path.name}: unknown kind of catalog {kind!r}; expected .csv, .tsv, .parquet or .jsonl")
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        _check_names(path.name, pq.read_schema(path).names)
+        table = pq.read_table(path)
+        table.validate(full=True)  # other writers let text through that is not UTF-8
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path.name}: not a readable Parquet file: {error}") from error
+    return table
 
 
 def _decode(path: Path) -> str:
@@ -106,72 +124,93 @@ def _decode(path: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{path.name}, line {row}: not {encoding.upper()} text; save the file as UTF-8") from error
+        line = error.object[: error.start].count(b"\n") + 1
+        shown = "UTF-16" if encoding == "utf-16" else "UTF-8"
+        raise UserError(f"{path.name}, line {line}: not {shown} text; save the file as UTF-8") from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise UserError(f"{path.name}, line {line}: a NUL character; is this a text file?")
     return text
 
 
-def _read_separated(path: Path, separator: str) -> pa.Table:
+def _read_separated(path: Path, separator: str) -> tuple[pa.Table, tuple[int, ...]]:
     csv.field_size_limit(LONGEST_CELL)
     rows = _strict_rows(path.name, csv.reader(io.StringIO(_decode(path), newline=""), delimiter=separator, strict=True))
-    header = next(rows, None)
-    if header is None:
+    first, header = next(rows, (1, []))
+    if not header:
         raise UserError(f"{path.name}: the file is empty; expected column names in row 1")
     header = [name.strip() for name in header]
-    _check_header(path.name, header)
+    _check_names(f"{path.name}, row {first}", header)
+    numbers: list[int] = []
     records: list[list[str]] = []
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if len(row) != len(header):
             raise UserError(
                 f"{path.name}, row {number}: expected {len(header)} cells as in the header, found {len(row)}; "
                 "is a quote or a separator missing?"
             )
+        numbers.append(number)
         records.append(row)
     columns = list(zip(*records, strict=True)) if records else [()] * len(header)
-    return pa.table({name: pa.array(cells, pa.string()) for name, cells in zip(header, columns, strict=True)})
+    table = pa.table({name: pa.array(cells, pa.string()) for name, cells in zip(header, columns, strict=True)})
+    return table, _skipped(numbers, 2)
 
 
-def _strict_rows(name: str, reader: Iterable[list[str]]) -> Iterator[list[str]]:
-    """The rows that are not blank; UserError where quoting is broken."""
+def _strict_rows(name: str, reader: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """(row number, cells) of the rows in which something is written; UserError where quoting is broken."""
     number = 0
     try:
-        for number, row in enumerate(reader, start=1):  # noqa: B007 - used when it fails
-            if row:
-                yield row
+        for number, row in enumerate(reader, start=1):
+            if any(cell.strip() for cell in row):
+                yield number, row
     except csv.Error as error:
         raise UserError(f"{name}, row {number + 1}: {error}; is a quote missing?") from error
 
 
-def _check_header(name: str, header: list[str]) -> None:
-    twice = sorted({column for column in header if header.count(column) > 1})
+def _skipped(numbers: list[int], first: int) -> tuple[int, ...]:
+    """Of records with these row numbers, where `first` would be the first: how many stand before each blank row.
+
+    >>> _skipped([2, 3, 6], 2)
+    (2, 2)
+    """
+    blank = np.diff(np.array(numbers, dtype=np.int64), prepend=first - 1) - 1
+    return tuple(np.repeat(np.arange(len(numbers)), blank).tolist())
+
+
+def _check_names(where: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{name}, row 1: column {twice[0]!r} occurs twice; give each column its own name")
+        raise UserError(f"{where}: column {twice[0]!r} occurs twice; give each column its own name")
 
 
-def _read_json_lines(path: Path) -> pa.Table:
+def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
+    numbers: list[int] = []
     records: list[dict[str, object]] = []
-    for number, line in enumerate(_decode(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path.name}, row {number}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise UserError(f'{path.name}, row {number}: expected an object such as {{"id": "A1"}}, one a line')
-        records.append(record)
+    for number, line in enumerate(_decode(path).split("\n"), start=1):  # splitlines would cut at U+2028 in a cell
+        if line.strip():
+            numbers.append(number)
+            records.append(_json_record(f"{path.name}, row {number}", line))
     names = list(dict.fromkeys(name for record in records for name in record))
-    return pa.table({name: pa.array([_text(record.get(name)) for record in records], pa.string()) for name in names})
+    columns = {name: pa.array([_text(record.get(name)) for record in records], pa.string()) for name in names}
+    return pa.table(columns), _skipped(numbers, 1)
+
+
+def _json_record(where: str, line: str) -> dict[str, object]:
+    try:
+        record = json.loads(line, parse_float=str)
+        json.dumps(record, ensure_ascii=False).encode()  # fails where half of a surrogate pair was written
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise UserError(f'{where}: expected an object such as {{"id": "A1"}}, one a line')
+    return record
 
 
 def _text(value: object) -> str | None:
     """A JSON value as the text it was written as."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=lambda odd: type(odd).__name__)
 
 
 def _read_dataset(source: str, split: str | None) -> pa.Table:
@@ -187,13 +226,31 @@ def _read_dataset(source: str, split: str | None) -> pa.Table:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{source}: cannot be read as a dataset: {first}") from error
     chosen = _choose_split(source, loaded, split) if isinstance(loaded, dict) else loaded
-    for name, feature in chosen.features.items():  # type: ignore[union-attr]  # a map-style dataset has features
+    features = dict(chosen.features)  # type: ignore[attr-defined]  # a map-style dataset has features
+    for name, feature in features.items():
         if isinstance(feature, datasets.Image):
-            chosen = chosen.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.ClassLabel):
-            words = [None if code is None else feature.int2str(code) for code in chosen[name]]
-            chosen = chosen.remove_columns(name).add_column(name, words)  # type: ignore[call-arg]  # fingerprint is made
-    return chosen.with_format("arrow")[:]  # type: ignore[return-value]  # that format gives a table
+            chosen = chosen.cast_column(name, datasets.Image(decode=False))  # type: ignore[attr-defined]
+    table: pa.Table = chosen.with_format("arrow")[:]  # type: ignore[attr-defined]
+    for place, name in enumerate(table.column_names):
+        if isinstance(features[name], datasets.ClassLabel):
+            words = [_word(features[name].names, code) for code in table.column(name).to_pylist()]
+            table = table.set_column(place, name, pa.array(words, pa.string()))
+        elif isinstance(features[name], datasets.Image):
+            table = table.set_column(place, name, _relative(table.column(name).combine_chunks(), source))
+    return table
+
+
+def _word(names: list[str], code: int | None) -> str | None:
+    """A class label in words; test splits of public datasets have -1 where nothing is told."""
+    return None if code is None or code < 0 else names[code]
+
+
+def _relative(images: pa.StructArray, folder: str) -> pa.StructArray:
+    """The same images; paths of files that a folder of images gave, in place of bytes, made relative to that folder."""
+    content, paths = (images.flatten()[images.type.get_field_index(name)] for name in ("bytes", "path"))
+    root = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118 - a prefix, with its slash
+    told = [path and os.path.realpath(path).removeprefix(root) for path in paths.to_pylist()]
+    return pa.StructArray.from_arrays([content, pa.array(told, pa.string())], ["bytes", "path"])
 
 
 def _choose_split(source: str, parts: dict, split: str | None) -> Any:
@@ -210,19 +267,34 @@ def _as_text(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
+def _is_image(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+
 def _column_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _column_as_text(column.cast(kind.value_type))
-    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_image(kind):
         return column
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return column
-    if pa.types.is_nested(kind):
+    if pa.types.is_floating(kind):
+        pairs = zip(column.to_pylist(), column.cast(pa.string()).to_pylist(), strict=True)
+        return pa.chunked_array([pa.array([_number(cell, text) for cell, text in pairs], pa.string())])
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowException:  # lists, maps, durations ...
         return pa.chunked_array([pa.array([_text(cell) for cell in column.to_pylist()], pa.string())])
-    if pa.types.is_floating(kind):  # 4.0 in a column with gaps was 4 in the source
-        return pa.chunked_array([pa.array([None if c is None else f"{c:g}" for c in column.to_pylist()], pa.string())])
-    return column.cast(pa.string())
+
+
+def _number(cell: float | None, text: str | None) -> str | None:
+    """A float as it was in the source, where a column of ids with gaps has become one.
+
+    >>> _number(6e18, "6e+18"), _number(0.1, "0.1"), _number(float("nan"), "nan")
+    ('6000000000000000000', '0.1', None)
+    """
+    if cell is None or cell != cell:
+        return None
+    return str(int(cell)) if cell.is_integer() and abs(cell) < 2**63 else text
 
 
 def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:

@@ -55,7 +55,7 @@ def parse_shares(text: str) -> Shares:
         train, validation, test = (float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--shares {text!r}: expected three numbers such as 0.7,0.1,0.2") from None
-    if min(train, validation, test) < 0 or train <= 0 or abs(train + validation + test - 1) > 1e-6:
+    if not (train > 0 <= min(validation, test) and abs(train + validation + test - 1) <= 1e-6):  # also where it is nan
         raise UserError(f"--shares {text!r}: train, validation and test must sum to 1, with train above 0")
     return Shares(train, validation, test)
 
@@ -75,7 +75,7 @@ def assign_splits(catalog: Catalog, schema: Schema, *, seed: int, shares: Shares
     """int8 [rows]: the split of each row's product, as the split column says or else by hash.
 
     A row without a cell in the split column goes with the other rows of its product. UserError, naming the row, for a
-    word that is no split and for a product whose rows disagree.
+    word that is no split, for a row of no product, and for a product whose rows disagree (naming both).
     """
     encoded = catalog.table.column(schema.columns.product).cast(pa.string()).combine_chunks().dictionary_encode()
     products = encoded.indices.to_numpy(zero_copy_only=False)
