@@ -226,11 +226,17 @@ def _read_dataset(source: str, split: str | None) -> pa.Table:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{source}: cannot be read as a dataset: {first}") from error
     chosen = _choose_split(source, loaded, split) if isinstance(loaded, dict) else loaded
-    features = dict(chosen.features)  # type: ignore[attr-defined]  # a map-style dataset has features
-    for name, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            chosen = chosen.cast_column(name, datasets.Image(decode=False))  # type: ignore[attr-defined]
-    table: pa.Table = chosen.with_format("arrow")[:]  # type: ignore[attr-defined]
+    return _from_features(source, chosen)
+
+
+def _from_features(source: str, chosen: Any) -> pa.Table:
+    """The table of a map-style dataset: its class labels in words, its images not decoded."""
+    import datasets
+
+    features = dict(chosen.features)
+    for name in [name for name, feature in features.items() if isinstance(feature, datasets.Image)]:
+        chosen = chosen.cast_column(name, datasets.Image(decode=False))
+    table: pa.Table = chosen.with_format("arrow")[:]
     for place, name in enumerate(table.column_names):
         if isinstance(features[name], datasets.ClassLabel):
             words = [_word(features[name].names, code) for code in table.column(name).to_pylist()]

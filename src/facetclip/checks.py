@@ -1,12 +1,11 @@
 """`facetclip check`: every problem of a catalog, by row, with a stable reason code, before anything is sharded."""
 
 import csv
+import hashlib
 import io
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,15 @@ from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import BadImage, load, verdict
-from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Schema, spelling
+from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, spelling
 from facetclip.splits import SPLITS, WORDS, Gap, Shares, assign_splits, coverage_gaps
 
 WARNING, ERROR, FATAL = "warning", "error", "fatal"
+SEVERITIES = (WARNING, ERROR, FATAL)
 EXAMPLES = 3  # rows shown for each code
+MOST_VALUES = 20  # of an attribute that are shown, the commonest
+WHOLE = 0  # the row number of a problem that is the catalog's, not a row's
+PORTION = 64  # images that a thread takes at a time
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -38,7 +41,10 @@ class CheckSpec:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one cell. `error`: row left out, or cell unlabelled; `fatal`: nothing can be sharded."""
+    """What is wrong with one cell (or with the catalog: row WHOLE).
+
+    `warning`: used as it is; `error`: the row is left out, or the cell is unlabelled; `fatal`: nothing can be sharded.
+    """
 
     row: int
     item: str
@@ -56,17 +62,23 @@ class CheckReport:
     rows: int
     products: int
     problems: list[Problem]
-    labels: dict[str, dict[str, int]]  # attribute -> value, `unlabelled` or `not applicable` -> rows
+    labels: dict[str, dict[str, int]]  # attribute -> value -> rows
+    silent: dict[str, dict[str, int]]  # attribute -> `unlabelled` or `not applicable` -> rows
     splits: dict[str, int]
     gaps: list[Gap]
     bad_images: int
     max_bad: float
+    decoded: bool  # whether every pixel was read
+
+    @property
+    def most_bad(self) -> int:
+        """How many images may be left out; never all of them."""
+        return min(self.rows - 1, int(self.max_bad * self.rows))
 
     @property
     def sound(self) -> bool:
-        """Nothing fatal, and no more unusable images than are allowed."""
-        fatal = any(problem.severity == FATAL for problem in self.problems)
-        return not fatal and self.bad_images <= self.max_bad * self.rows and self.bad_images < self.rows
+        """Nothing fatal, and no more unusable images than are allowed: what `build_shards` asks too."""
+        return self.bad_images <= self.most_bad and all(problem.severity != FATAL for problem in self.problems)
 
 
 @dataclass(frozen=True)
@@ -75,8 +87,8 @@ class _Table:
 
     catalog: Catalog
     schema: Schema
-    items: list[str | None]
-    products: list[str | None]
+    items: Sequence[str | None]
+    products: Sequence[str | None]
 
     def problem(self, place: int, column: str, code: str, message: str, severity: str = ERROR) -> Problem:
         return Problem(self.catalog.row_number(place), self.items[place] or "", column, code, message, severity)
@@ -85,36 +97,48 @@ class _Table:
 def check_catalog(catalog: Catalog, schema: Schema, spec: CheckSpec) -> CheckReport:
     """Every problem of `catalog`. UserError where it cannot be read as the schema says, or the image root is absent."""
     catalog.require_columns(schema)
-    embedded = not _holds_paths(catalog, schema)
-    if spec.images is None and not embedded:
+    if spec.images is None and _holds_paths(catalog, schema):
         raise UserError(f"{catalog.name}: column {schema.columns.image!r} holds paths; give --images, their folder")
     if spec.images is not None and not spec.images.is_dir():
         raise UserError(f"{spec.images}: expected the folder of the images (--images), found no folder")
-    columns = schema.columns
-    table = _Table(catalog, schema, catalog.column(columns.item), catalog.column(columns.product))
+    table = _Table(catalog, schema, catalog.column(schema.columns.item), catalog.column(schema.columns.product))
     labels = encode_labels(catalog, schema)
-    problems = [*_identity(table), *_cells(table, labels), *_splits(table)]
-    images = list(_images(table, spec))
-    problems += images
-    bad_rows = {problem.row for problem in images if problem.severity == ERROR}
-    gaps: list[Gap] = []
-    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    problems = [*_identity(table), *_products(table), *_cells(table, labels), *_splits(table)]
+    gaps, counts = [], dict.fromkeys(SPLITS, 0)
     if not any(problem.severity == FATAL for problem in problems):
         splits = assign_splits(catalog, schema, seed=spec.seed, shares=spec.shares)
-        numbers = np.unique([str(product) for product in table.products], return_inverse=True)[1]
-        gaps = coverage_gaps(labels, numbers, splits, schema)
-        counts = {name: int((splits == place).sum()) for place, name in enumerate(SPLITS)}
+        gaps, counts = _gaps(table, labels, splits, spec), _per_split(splits)
+    images = list(_images(table, spec))
+    problems += [*images, *(_gap_problem(gap, schema) for gap in gaps)]
     return CheckReport(
         name=catalog.name,
         rows=len(catalog),
-        products=len(set(table.products)),
+        products=len(set(table.products) - {None, ""}),
         problems=sorted(problems, key=lambda problem: (problem.row, problem.column, problem.code)),
         labels=_label_counts(schema, labels),
+        silent={name: _silent_counts(column) for name, column in labels.items()},
         splits=counts,
         gaps=gaps,
-        bad_images=len(bad_rows),
+        bad_images=sum(problem.severity == ERROR for problem in images),
         max_bad=spec.max_bad,
+        decoded=spec.decode,
     )
+
+
+def _per_split(splits: np.ndarray) -> dict[str, int]:
+    return {name: int((splits == place).sum()) for place, name in enumerate(SPLITS)}
+
+
+def _gaps(table: _Table, labels: dict[str, np.ndarray], splits: np.ndarray, spec: CheckSpec) -> list[Gap]:
+    """Values that a split lacks, unless that split was asked to be empty."""
+    products = np.unique([str(product) for product in table.products], return_inverse=True)[1]
+    empty = {name for name, share in vars(spec.shares).items() if share == 0 and not _per_split(splits)[name]}
+    return [gap for gap in coverage_gaps(labels, products, splits, table.schema) if gap.split not in empty]
+
+
+def _gap_problem(gap: Gap, schema: Schema) -> Problem:
+    message = f"{gap.attribute} = {gap.value} is in no product of the {gap.split} split"
+    return Problem(WHOLE, "", schema.attributes[gap.attribute].column, "coverage_gap", message, WARNING)
 
 
 def _holds_paths(catalog: Catalog, schema: Schema) -> bool:
@@ -135,21 +159,52 @@ def _identity(table: _Table) -> Iterator[Problem]:
             yield table.problem(place, columns.product, "no_product", "every row needs a product", FATAL)
 
 
+def _products(table: _Table) -> Iterator[Problem]:
+    """Products whose ids differ in case or outer blanks alone: two products, which may go to two splits."""
+    first: dict[str, tuple[str, int]] = {}
+    told: set[str] = set()
+    for place, product in enumerate(table.products):
+        if not product or not (folded := product.strip().casefold()):
+            continue
+        other, before = first.setdefault(folded, (product, place))
+        if other != product and product not in told:
+            told.add(product)
+            row = table.catalog.row_number(before)
+            message = f"{product!r} is another product than {other!r} in row {row}; if they are one, spell them alike"
+            yield table.problem(place, table.schema.columns.product, "product_spelling", message, WARNING)
+
+
 def _cells(table: _Table, labels: dict[str, np.ndarray]) -> Iterator[Problem]:
     for name, attribute in table.schema.attributes.items():
         cells, codes = table.catalog.column(attribute.column), attribute.codes()
-        words = [*attribute.values, *attribute.aliases]
-        for place in np.flatnonzero(labels[name] == UNKNOWN_VALUE):
+        messages: dict[str, str] = {}
+        for place in np.flatnonzero(labels[name] == UNKNOWN_VALUE).tolist():
             cell = str(cells[place])
-            hint = closest(cell.strip().lower(), [word.lower() for word in words])
-            message = f"{cell[:80]!r} is no value of {name}{hint}; counts as unlabelled"
-            yield table.problem(int(place), attribute.column, "unknown_value", message)
+            if cell not in messages:
+                messages[cell] = f"{_unknown(cell, attribute, codes)} is no value of {name}; counts as unlabelled"
+            yield table.problem(place, attribute.column, "unknown_value", messages[cell])
         if attribute.applies_where:
-            for place in np.flatnonzero(labels[name] == NOT_APPLICABLE):
+            for place in np.flatnonzero(labels[name] == NOT_APPLICABLE).tolist():
                 cell = cells[place]
                 if attribute.encode(cell, codes) >= 0:
                     message = f"{str(cell)[:80]!r} is given, but {name} cannot apply to this item; it is ignored"
-                    yield table.problem(int(place), attribute.column, "not_applicable_value", message, WARNING)
+                    yield table.problem(place, attribute.column, "not_applicable_value", message, WARNING)
+
+
+def _unknown(cell: str, attribute: Attribute, codes: dict[str, int]) -> str:
+    """What no value or alias explains in a cell, and the nearest word of the schema.
+
+    >>> lid = Attribute(column="lid", values=("Glass", "none"), separator="|")
+    >>> _unknown("none|glas", lid, lid.codes())
+    "'glas' (did you mean 'Glass'?)"
+    """
+    words = {spelling(word): word for word in (*attribute.aliases, *attribute.values)}
+    parts = cell.split(attribute.separator) if attribute.separator else [cell]
+    strange = next(part for part in parts if spelling(part) not in codes)
+    near = closest(spelling(strange), words)
+    for folded, word in words.items():
+        near = f" (did you mean {word!r}?)" if near == f"; did you mean {folded!r}?" else near
+    return f"{strange[:80]!r}{near}"
 
 
 def _splits(table: _Table) -> Iterator[Problem]:
@@ -158,62 +213,72 @@ def _splits(table: _Table) -> Iterator[Problem]:
         return
     first: dict[str, tuple[int, int]] = {}
     for place, cell in enumerate(table.catalog.column(column)):
-        word, product = spelling(cell or ""), str(table.products[place])
-        if not word:
-            continue
-        if word not in WORDS:
+        word, product = spelling(cell or ""), table.products[place] or ""
+        if word and word not in WORDS:
             yield table.problem(place, column, "unknown_split", f"{cell!r}: expected train, validation or test", FATAL)
+        if word not in WORDS or not product.strip():
             continue
         split, before = first.setdefault(product, (WORDS[word], place))
         if split != WORDS[word]:
-            message = f"product {product!r} is in {SPLITS[split]} in row {table.catalog.row_number(before)}"
+            row = table.catalog.row_number(before)
+            message = f"product {product!r} is in {SPLITS[split]} in row {row}, in {SPLITS[WORDS[word]]} here"
             yield table.problem(place, column, "split_disagreement", message, FATAL)
 
 
 def _images(table: _Table, spec: CheckSpec) -> Iterator[Problem]:
-    column = table.schema.columns.image
-    cells = table.catalog.table.column(column).to_pylist()
-    with ThreadPoolExecutor(spec.threads, thread_name_prefix="check") as pool:
-        for place, bad in enumerate(pool.map(partial(_image_verdict, spec=spec), cells)):
-            if bad is not None:
-                yield table.problem(place, column, bad.code, bad.message)
-    if not _holds_paths(table.catalog, table.schema):
-        return
-    users: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for place, cell in enumerate(cells):
-        users[cell or ""].setdefault(str(table.products[place]), place)
-    for image, places in users.items():
-        for product, place in list(places.items())[1:] if image else ():
-            other = next(iter(places))
-            message = f"{image[:80]!r} is also the photo of product {other!r}, not of {product!r} alone"
+    """Images that cannot be used; and those that are, byte for byte, also another product's."""
+    column, first = table.schema.columns.image, dict[bytes, int]()
+    for place, seen in enumerate(_examined(table, spec)):
+        if isinstance(seen, BadImage):
+            yield table.problem(place, column, seen.code, seen.message)
+        elif table.products[before := first.setdefault(seen, place)] != table.products[place]:
+            message = (
+                f"the same image as in row {table.catalog.row_number(before)}, which is product "
+                f"{table.products[before]!r}, not {table.products[place]!r}"
+            )
             yield table.problem(place, column, "shared_image", message, WARNING)
 
 
-def _image_verdict(cell: str | bytes | dict | None, *, spec: CheckSpec) -> BadImage | None:
+def _examined(table: _Table, spec: CheckSpec) -> Iterator[BadImage | bytes]:
+    """What is wrong with each row's image, or a digest of its bytes, in the order of rows; read by several threads."""
+    cells = table.catalog.table.column(table.schema.columns.image)
+    starts = range(0, len(cells), PORTION)
+    with ThreadPoolExecutor(spec.threads, thread_name_prefix="check") as pool:
+        for seen in pool.map(lambda start: _examine(cells.slice(start, PORTION).to_pylist(), spec), starts):
+            yield from seen
+
+
+def _examine(cells: list[str | bytes | dict | None], spec: CheckSpec) -> list[BadImage | bytes]:
+    return [_image(cell, spec) for cell in cells]
+
+
+def _image(cell: str | bytes | dict | None, spec: CheckSpec) -> BadImage | bytes:
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
+    if spec.images is None and not isinstance(cell, bytes):
+        named = f"the catalog names {cell[:80]!r} but embeds no image; give --images, its folder" if cell else ""
+        return BadImage("no_reference", named or "the catalog embeds no image for this row")
     try:
-        if isinstance(cell, bytes):
-            return verdict(cell, decode=spec.decode)
-        if spec.images is None:
-            return BadImage("no_reference", "the row has no embedded image")
-        return verdict(load(spec.images, cell), decode=spec.decode)
+        content = cell if isinstance(cell, bytes) else load(spec.images or Path(), cell)
+        return verdict(content, decode=spec.decode) or hashlib.blake2b(content, digest_size=16).digest()
     except BadImage as bad:
         return bad
 
 
 def _label_counts(schema: Schema, labels: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
-    counts = {}
+    counts: dict[str, dict[str, int]] = {}
     for name, attribute in schema.attributes.items():
-        column = labels[name]
-        has = [
-            (column >= 0) & (column >> place & 1 == 1) if attribute.multi_valued else column == place
-            for place in range(len(attribute.values))
-        ]
-        silent = (column == UNLABELLED) | (column == UNKNOWN_VALUE)
-        counts[name] = {value: int(rows.sum()) for value, rows in zip(attribute.values, has, strict=True)}
-        counts[name] |= {"unlabelled": int(silent.sum()), "not applicable": int((column == NOT_APPLICABLE).sum())}
+        told = labels[name][labels[name] >= 0]
+        counts[name] = {
+            value: int((told >> place & 1).sum() if attribute.multi_valued else (told == place).sum())
+            for place, value in enumerate(attribute.values)
+        }
     return counts
+
+
+def _silent_counts(labels: np.ndarray) -> dict[str, int]:
+    unlabelled = (labels == UNLABELLED) | (labels == UNKNOWN_VALUE)
+    return {"unlabelled": int(unlabelled.sum()), "not applicable": int((labels == NOT_APPLICABLE).sum())}
 
 
 def write_problems(report: CheckReport, path: Path) -> None:
@@ -228,28 +293,48 @@ def write_problems(report: CheckReport, path: Path) -> None:
 
 
 def render_text(report: CheckReport) -> str:
-    """The summary for a terminal."""
+    """The summary for a terminal: what the labels are, problems by code with their first rows, and the verdict."""
     lines = [f"{report.name}: {report.rows} rows of {report.products} products"]
     if any(report.splits.values()):
         lines.append("splits: " + ", ".join(f"{name} {count}" for name, count in report.splits.items()))
-    lines += [f"  {name}: {_listed(counts)}" for name, counts in report.labels.items()]
-    by_code = Counter((problem.severity, problem.code) for problem in report.problems)
-    for (severity, code), count in sorted(by_code.items()):
-        lines.append(f"{severity}: {code}: {count} rows")
-        lines += _examples(problem for problem in report.problems if problem.code == code)
-    for gap in report.gaps:
-        lines.append(f"warning: {gap.attribute} = {gap.value} is in no product of the {gap.split} split")
-    if report.bad_images > report.max_bad * report.rows:
-        lines.append(f"{report.bad_images} of {report.rows} images cannot be used; --max-bad allows {report.max_bad:g}")
-    lines.append("the catalog can be sharded" if report.sound else "the catalog must not be sharded as it is")
+    lines += ["", *_label_table(report), ""]
+    by_code: dict[tuple[str, str], list[Problem]] = {}
+    for problem in report.problems:
+        by_code.setdefault((problem.severity, problem.code), []).append(problem)
+    for severity, code in sorted(by_code, key=lambda key: (SEVERITIES.index(key[0]), key[1])):
+        lines += _examples(severity, code, by_code[severity, code])
+    lines += _verdict(report)
     return "\n".join(lines)
 
 
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{value} {count}" for value, count in counts.items() if count)
+def _verdict(report: CheckReport) -> Iterator[str]:
+    if report.bad_images > report.most_bad:
+        found = f"{report.bad_images} of {report.rows} images cannot be used"
+        yield f"{found}; --max-bad {report.max_bad:g} allows {report.most_bad}"
+    if not report.decoded:
+        yield "of the images only the headers were examined; --decode reads every pixel, as sharding does"
+    yield "the catalog can be sharded" if report.sound else "the catalog must not be sharded as it is"
 
 
-def _examples(problems: Iterable[Problem]) -> list[str]:
-    shown = [f"  row {p.row}, item {p.item!r}, {p.column}: {p.message}" for p in problems]
-    more = [f"  and {len(shown) - EXAMPLES} more"] if len(shown) > EXAMPLES else []
-    return [*shown[:EXAMPLES], *more]
+def _label_table(report: CheckReport) -> Iterator[str]:
+    """An aligned table of attribute, value and rows, where rows there are."""
+    rows = [("attribute", "value", "rows")]
+    for name, counts in report.labels.items():
+        told = [value for value in counts if counts[value]]
+        common = set(sorted(told, key=lambda value: -counts[value])[:MOST_VALUES])
+        rows += [(name, value, f"{counts[value]}") for value in told if value in common]
+        if rest := [counts[value] for value in told if value not in common]:
+            rows.append((name, f"({len(rest)} more values)", f"{sum(rest)}"))
+        rows += [(name, f"({word})", f"{count}") for word, count in report.silent[name].items() if count]
+    first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return (f"  {name:<{first}}  {value:<{second}}  {count:>{third}}" for name, value, count in rows)
+
+
+def _examples(severity: str, code: str, problems: Sequence[Problem]) -> Iterator[str]:
+    """How often a code was found, and the first rows."""
+    yield f"{severity}: {code}: {len(problems)}"
+    for found in problems[:EXAMPLES]:
+        place = f"row {found.row}, item {found.item!r}, " if found.row != WHOLE else ""
+        yield f"  {place}{found.column}: {found.message}"
+    if len(problems) > EXAMPLES:
+        yield f"  and {len(problems) - EXAMPLES} more"

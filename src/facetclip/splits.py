@@ -78,21 +78,25 @@ def assign_splits(catalog: Catalog, schema: Schema, *, seed: int, shares: Shares
     word that is no split, for a row of no product, and for a product whose rows disagree (naming both).
     """
     encoded = catalog.table.column(schema.columns.product).cast(pa.string()).combine_chunks().dictionary_encode()
-    products = encoded.indices.to_numpy(zero_copy_only=False)
+    if encoded.null_count:
+        place = encoded.is_null().to_numpy(zero_copy_only=False).argmax()
+        raise UserError(f"{catalog.where(int(place))}: no product in column {schema.columns.product!r}")
+    products = encoded.indices.to_numpy()
     of_product = np.array(
         [split_of(product, seed=seed, shares=shares) for product in encoded.dictionary.to_pylist()], dtype=np.int8
     )
     if schema.columns.split is not None:
         told = _listed_splits(catalog, schema.columns.split)
-        for place in np.flatnonzero(told >= 0):
-            of_product[products[place]] = told[place]
-        moved = np.flatnonzero((told >= 0) & (of_product[products] != told))
+        stated = np.flatnonzero(told >= 0)
+        first = stated[np.unique(products[stated], return_index=True)[1]]  # the first stated row of each product
+        of_product[products[first]] = told[first]
+        moved = stated[of_product[products[stated]] != told[stated]]
         if len(moved):
-            place = int(moved[0])
-            product = encoded.dictionary[int(products[place])].as_py()
+            place, before = int(moved[0]), int(first[products[first] == products[moved[0]]][0])
             raise UserError(
-                f"{catalog.where(place)}: product {product!r} is in {SPLITS[told[place]]} here and in "
-                f"{SPLITS[of_product[products[place]]]} elsewhere; all rows of a product belong to one split"
+                f"{catalog.where(place)}: product {encoded.dictionary[int(products[place])].as_py()!r} is in "
+                f"{SPLITS[told[place]]} here and in {SPLITS[told[before]]} in row {catalog.row_number(before)}; "
+                "all rows of a product belong to one split"
             )
     return of_product[products]
 
