@@ -104,7 +104,8 @@ def check_catalog(catalog: Catalog, schema: Schema, spec: CheckSpec) -> CheckRep
     table = _Table(catalog, schema, catalog.column(schema.columns.item), catalog.column(schema.columns.product))
     labels = encode_labels(catalog, schema)
     problems = [*_identity(table), *_products(table), *_cells(table, labels), *_splits(table)]
-    gaps, counts = [], dict.fromkeys(SPLITS, 0)
+    gaps: list[Gap] = []
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
     if not any(problem.severity == FATAL for problem in problems):
         splits = assign_splits(catalog, schema, seed=spec.seed, shares=spec.shares)
         gaps, counts = _gaps(table, labels, splits, spec), _per_split(splits)

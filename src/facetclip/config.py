@@ -30,8 +30,9 @@ def closest(name: str, known: Iterable[str]) -> str:
     >>> closest("stpes", ["steps", "seed"])
     "; did you mean 'steps'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    folded = {word.casefold(): word for word in known}
+    near = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
