@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -75,6 +75,7 @@ def test_cells_stay_the_text_they_are(read):
     assert read(out.getvalue()).column("cell") == cells
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6), min_size=2,
                          max_size=2), min_size=1, max_size=8))  # fmt: skip
 def test_whatever_is_written_as_csv_is_read_back(tmp_path_factory, rows):
@@ -358,6 +359,7 @@ def test_labels_are_value_places_masks_and_the_three_kinds_of_silence():
 WORDS = st.sampled_from(["pan", "pot", "yes", "no", "NO", "iron", "steel|no", "n/a", "", None, "odd", " Pot_ "])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(WORDS, WORDS, WORDS), min_size=1, max_size=20), st.integers(0, 20))
 def test_labels_of_a_column_are_those_of_its_cells_one_by_one(rows, cut):
     whole = labels_of(**dict(zip(("kind", "lid", "material"), map(list, zip(*rows, strict=True)), strict=True)))

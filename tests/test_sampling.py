@@ -92,6 +92,7 @@ def test_cells_of_many_wide_attributes_stay_apart_although_their_product_overflo
             assert (column[members] == cells.labels[name, place]).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=30), st.floats(0, 1, exclude_max=True))
 def test_systematic_counts_stay_within_one_of_their_share(shares: list[float], offset: float) -> None:
     total = round(sum(shares))

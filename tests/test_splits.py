@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facetclip.catalog import Catalog, encode_labels
@@ -38,6 +38,7 @@ def hashed(products):
     return [SPLITS[split_of(product, seed=0, shares=SHARES)] for product in products]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=30), st.data())
 def test_a_catalog_that_grows_shrinks_or_is_sorted_never_moves_a_product(products, data):
     before = dict(zip(products, assign(products), strict=True))
