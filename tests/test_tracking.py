@@ -264,21 +264,20 @@ class Silent(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HTTPServer]:
     server = HTTPServer(("127.0.0.1", 0), Silent)
     server.released = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    uri = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    yield uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    yield server
     server.released.set()  # type: ignore[attr-defined]
     server.shutdown()
     server.server_close()
 
 
 def test_a_server_that_hangs_delays_neither_start_nor_step(
-    silent_server: str, tmp_path: Path, monkeypatch: Any
+    silent_server: HTTPServer, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.5)
     began = time.monotonic()
@@ -288,6 +287,8 @@ def test_a_server_that_hangs_delays_neither_start_nor_step(
     tracker.finish("FINISHED")
     assert time.monotonic() - began < 5
     assert len((tmp_path / "run" / SPOOL).read_text().splitlines()) == 1000
+    silent_server.released.set()  # type: ignore[attr-defined]  # set by the fixture
+    tracker._thread.join(20)
 
 
 def test_the_default_store_is_a_sqlite_file_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
