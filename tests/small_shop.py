@@ -11,8 +11,9 @@ from PIL import Image
 from facetclip.config import NewModel
 from facetclip.images import encode_jpeg
 from facetclip.index import Shard, ShardIndex, open_index, write_index
-from facetclip.model import AttributeReader, new_model
+from facetclip.model import AttributeReader
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
+from facetclip.scratch import new_model
 
 SCHEMA = Schema.model_validate(
     {

@@ -13,10 +13,12 @@ LAYERS = [
     {"runs"},
     {"promotion", "pyfunc_model"},
     {"registry", "trainer", "extract", "evaluate", "shards", "checks", "infer", "render", "doctor"},
-    {"scores", "sources", "validation", "batches", "model", "losses", "optimizers", "checkpoint", "tracking", "report"}
-    | {"spool", "tars", "workers", "vessels", "garments", "drawing"},
+    {"finishing", "features", "feed"},
+    {"scores", "sources", "validation", "batches", "model", "scratch", "tuning", "losses", "optimizers", "averaging"}
+    | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures"}
+    | {"spool", "tars", "workers", "vessels", "garments", "figures", "drawing"},
     {"index", "images"},
-    {"splits", "sampling", "metrics", "schedule"},
+    {"splits", "sampling", "metrics", "calibration", "learning_curve", "schedule", "presets", "alarms"},
     {"catalog"},
     {"schema"},
     {"config"},
@@ -28,11 +30,12 @@ OWNERS = {
     "webdataset": {"shards", "tars"},
     "datasets": {"catalog"},
     "pyarrow": {"catalog", "splits", "shards", "tars", "index", "sources", "extract"},
-    "accelerate": {"trainer", "validation", "extract", "runs"},
-    "transformers": {"model"},
-    "tokenizers": {"model"},
+    "accelerate": {"trainer", "validation", "features", "extract", "runs"},
+    "peft": {"tuning"},
+    "transformers": {"model", "scratch"},
+    "tokenizers": {"scratch"},
     "PIL": {"images", "drawing", "vessels", "garments", "render"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "study_pictures"},
     "jinja2": {"report"},
     "rapidfuzz": {"infer"},
 }

@@ -17,7 +17,7 @@ from facetclip.checkpoint import (
 )
 from facetclip.errors import UserError
 
-FILES = ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+FILES = ["weights.safetensors", "optimizer.safetensors", "average.safetensors", "state.json", "manifest.json"]
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -65,7 +65,7 @@ def test_a_damaged_file_is_noticed_and_the_checkpoint_before_is_used(tmp_path: P
     assert "step-00000010: damaged" in said[0]
 
 
-@pytest.mark.parametrize("place", [*(f"checkpoint.{name}" for name in FILES[:3]), "checkpoint.committed"])
+@pytest.mark.parametrize("place", [*(f"checkpoint.{name}" for name in FILES[:4]), "checkpoint.committed"])
 def test_a_kill_at_any_file_leaves_a_whole_checkpoint(tmp_path: Path, place: str) -> None:
     save_checkpoint(tmp_path, checkpoint(5), keep=1)
     child = os.fork()

@@ -30,7 +30,6 @@ def test_a_misspelt_key_is_refused_with_a_suggestion(run_file: Path) -> None:
     with pytest.raises(UserError) as error:
         read_run(run_file)
     assert "run.toml: train: unknown key 'stpes'; did you mean 'steps'?" in str(error.value)
-    assert "run.toml: train.steps: required, but not given" in str(error.value)
 
 
 def test_a_misspelt_section_is_refused_with_a_suggestion(run_file: Path) -> None:

@@ -12,7 +12,7 @@ from facetclip.index import ShardIndex
 from facetclip.metrics import measure_attribute
 from facetclip.model import load_model, save_model
 from facetclip.report import EvalReport
-from facetclip.schema import UNLABELLED
+from facetclip.schema import NOT_APPLICABLE, UNLABELLED
 from facetclip.scores import reader_digest, score_rows
 
 
@@ -61,9 +61,33 @@ def test_what_is_measured_is_what_score_rows_gives(index):
     reader, rows = make_reader(), index.rows("test")
     report = evaluate_reader(reader, index, "test")
     scores = score_rows(reader, index, rows)
+    sleeveless = scores.predicted()["category"] == 1  # pants, by what is read and not by what is labelled
     for name, attribute in SCHEMA.attributes.items():
-        expected = measure_attribute(attribute, index.labels[name][rows], scores.probabilities[name])
+        excluded = sleeveless if name == "sleeve" else None
+        expected = measure_attribute(attribute, index.labels[name][rows], scores.probabilities[name], excluded)
         assert report.model.attributes[name] == expected
+
+
+def test_not_applicable_is_found_by_the_rules_on_what_is_read_alone(tmp_path):
+    told, silent = (
+        make_shards(tmp_path / name, labels=labels)
+        for name, labels in (("told", {}), ("silent", {"category": np.full(22, UNLABELLED)}))
+    )
+    reader = make_reader()
+    by_index = [evaluate_reader(reader, index, "test").model.attributes["sleeve"] for index in (told, silent)]
+    absent = told.labels["sleeve"][told.rows("test")] == NOT_APPLICABLE
+    found = by_index[0].not_applicable
+    assert found is not None
+    assert found.items == absent.sum() > 0
+    assert by_index[0] == by_index[1]
+
+
+def test_attributes_without_a_rule_have_no_detection(index):
+    attributes = evaluate_reader(make_reader(), index, "test").model.attributes
+    assert attributes["category"].not_applicable is None
+    assert attributes["colour"].not_applicable is None
+    assert attributes["colour"].exact_match is not None
+    assert attributes["category"].exact_match is None
 
 
 def test_two_evaluations_write_the_same_bytes(tmp_path, index, start):

@@ -1,15 +1,23 @@
+import itertools
 import math
 
+import numpy as np
+import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from facetclip.losses import attribute_losses
+from facetclip.losses import AttributeObjective, Pairing, attribute_losses, contrastive_loss
+
+
+def plainly(multi_valued: list[bool], **settings: object) -> AttributeObjective:
+    return AttributeObjective(tuple(multi_valued), (1.0,) * len(multi_valued), **settings)  # type: ignore[arg-type]  # the test's own
 
 
 def test_unlabelled_and_not_applicable_give_neither_loss_nor_gradient() -> None:
     logits = [torch.randn(5, 3, requires_grad=True), torch.randn(5, 2, requires_grad=True)]
     labels = torch.tensor([[0, -1], [2, 1], [-2, -1], [-1, -2], [1, -1]])
-    sums = attribute_losses(logits, labels, [False, False])
+    sums = attribute_losses(logits, labels, plainly([False, False]))
     sums.sum().backward()
     by_hand = functional.cross_entropy(logits[0][[0, 1, 4]], torch.tensor([0, 2, 1]), reduction="sum")
     assert torch.allclose(sums[0], by_hand)
@@ -22,24 +30,101 @@ def test_unlabelled_and_not_applicable_give_neither_loss_nor_gradient() -> None:
 def test_no_label_at_all_is_zero_and_not_nan() -> None:
     logits = torch.randn(4, 3, requires_grad=True)
     for multi in (False, True):
-        total = attribute_losses([logits], torch.full((4, 1), -1), [multi]).sum()
+        objective = plainly([multi])
+        total = attribute_losses([logits], torch.full((4, 1), -1), objective).sum()
         total.backward()
-        assert total.item() == 0
+        assert total.item() == objective.count(np.full((4, 1), -1)) == 0
         assert logits.grad is not None
         assert logits.grad.abs().max() == 0
 
 
-def test_parts_of_a_batch_add_up_to_the_batch() -> None:
-    logits, labels = torch.randn(9, 4), torch.randint(-2, 4, (9, 1))
-    whole = attribute_losses([logits], labels, [False])
-    parts = sum(attribute_losses([logits[part]], labels[part], [False]) for part in (slice(0, 2), slice(2, 9)))
+@pytest.mark.parametrize("multi", [False, True])
+def test_parts_of_a_batch_add_up_to_the_batch(multi: bool) -> None:
+    logits, labels, objective = torch.randn(9, 4), torch.randint(-2, 4, (9, 1)), plainly([multi], smoothing=0.1)
+    whole = attribute_losses([logits], labels, objective)
+    parts = sum(attribute_losses([logits[part]], labels[part], objective) for part in (slice(0, 2), slice(2, 9)))
     assert torch.allclose(whole, torch.as_tensor(parts))
 
 
-def test_several_listed_values_share_the_target() -> None:
-    loss = attribute_losses([torch.zeros(1, 4)], torch.tensor([[0b0011]]), [True])
-    assert math.isclose(loss.item(), math.log(4), rel_tol=1e-6)
-    one = torch.tensor([[2.0, 0.5, -1.0]])
-    single = attribute_losses([one], torch.tensor([[1]]), [False], smoothing=0.1)
-    masked = attribute_losses([one], torch.tensor([[0b010]]), [True], smoothing=0.1)
-    assert torch.allclose(single, masked)
+def test_each_of_several_values_is_a_question_of_its_own() -> None:
+    logits = torch.tensor([[1.5, -0.5, 0.25]])
+    loss = attribute_losses([logits], torch.tensor([[0b101]]), plainly([True]))
+    by_hand = -math.fsum(math.log(1 / (1 + math.exp(-x))) for x in (1.5, 0.5, 0.25))
+    assert loss.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_a_weight_multiplies_an_attribute_and_its_count() -> None:
+    logits, labels = [torch.randn(3, 2), torch.randn(3, 3)], torch.tensor([[0, 2], [1, -1], [-1, 0]])
+    plain = attribute_losses(logits, labels, plainly([False, False]))
+    weighted = AttributeObjective((False, False), (1.0, 0.25))
+    assert torch.allclose(attribute_losses(logits, labels, weighted), plain * torch.tensor([1.0, 0.25]))
+    assert weighted.count(labels.numpy()) == 2 + 0.25 * 2
+
+
+def test_chance_is_the_loss_of_equal_logits() -> None:
+    labels = torch.tensor([[0, 0b11], [-1, 0b01], [2, -1], [1, -1]])
+    objective = AttributeObjective((False, True), (1.0, 3.0))
+    logits = [torch.zeros(4, 3), torch.zeros(4, 2)]
+    guess = attribute_losses(logits, labels, objective).sum() / objective.count(labels.numpy())
+    assert objective.chance([3, 2], labels.numpy()) == pytest.approx(guess.item(), rel=1e-6)
+
+
+def test_logit_adjustment_lets_the_likelihood_and_not_the_prior_decide() -> None:
+    """Where photos say nothing, the adjusted model must end with equal logits, however skewed the labels are."""
+    labels = torch.tensor([[0]] * 90 + [[1]] * 10)
+    shifts = (torch.tensor([0.9, 0.1]).log(),)
+    logits = torch.zeros(1, 2, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        attribute_losses([logits.expand(100, 2)], labels, plainly([False], shifts=shifts)).sum().backward()
+        optimizer.step()
+    assert logits.detach().diff().abs().item() < 1e-3
+
+
+def pairing(photos: Tensor, captions: Tensor, groups: list[int], mine: slice) -> Pairing:
+    return Pairing(functional.normalize(photos), functional.normalize(captions), torch.tensor(groups), mine)
+
+
+def test_different_captions_give_the_symmetric_loss_of_clip() -> None:
+    photos, captions, scale = torch.randn(6, 8), torch.randn(6, 8), torch.tensor([7.0])
+    both = pairing(photos, captions, list(range(6)), slice(0, 6))
+    logits, places = scale * both.images @ both.captions.T, torch.arange(6)
+    by_hand = (functional.cross_entropy(logits, places) + functional.cross_entropy(logits.T, places)) / 2
+    ours = contrastive_loss(both, scale, torch.zeros(1), "softmax") / 6
+    assert torch.allclose(ours, by_hand, atol=1e-6)
+
+
+def test_the_sigmoid_form_judges_every_pair_by_itself() -> None:
+    photos, captions, scale, bias = torch.randn(4, 8), torch.randn(4, 8), torch.tensor([5.0]), torch.tensor([-2.0])
+    both = pairing(photos, captions, [0, 1, 2, 3], slice(0, 4))
+    logits = (scale * both.images @ both.captions.T + bias).tolist()
+    by_hand = math.fsum(
+        math.log1p(math.exp(-logits[i][j] if i == j else logits[i][j]))
+        for i, j in itertools.product(range(4), range(4))
+    )
+    assert contrastive_loss(both, scale, bias, "sigmoid").item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_photos_of_one_caption_are_not_driven_apart(form: str) -> None:
+    """All captions alike: with the pairs as positives, no pair pushes a photo away from the caption."""
+    captions = functional.normalize(torch.ones(3, 4), dim=1)
+    near, apart = captions.clone(), torch.eye(4)[:3]
+    same = [
+        contrastive_loss(pairing(p, captions, [0, 0, 0], slice(0, 3)), torch.tensor([10.0]), torch.zeros(1), form)
+        for p in (near, apart)
+    ]  # type: ignore[arg-type]  # a literal
+    assert same[0] <= same[1] + 1e-5
+    if form == "softmax":  # nothing to tell apart: the loss is that of an even target, without a gradient
+        assert same[0].item() == pytest.approx(3 * math.log(3), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_the_shares_of_processes_add_up(form: str) -> None:
+    photos, captions, groups = torch.randn(6, 8), torch.randn(6, 8), [0, 1, 0, 2, 3, 1]
+    whole, first, second = (
+        contrastive_loss(pairing(photos, captions, groups, mine), torch.tensor([4.0]), torch.tensor([-1.0]), form)  # type: ignore[arg-type]  # a literal
+        for mine in (slice(0, 6), slice(0, 2), slice(2, 6))
+    )
+    assert torch.allclose(whole, first + second, rtol=1e-5)

@@ -7,9 +7,12 @@ import torch
 from small_shop import SHAPE
 from transformers import AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
 
+from facetclip.config import Tuning
 from facetclip.errors import UserError
-from facetclip.model import AttributeReader, load_model, new_model, save_model
+from facetclip.model import AttributeReader, load_model, save_model
 from facetclip.schema import Schema
+from facetclip.scratch import new_model
+from facetclip.tuning import tune
 
 SCHEMA = Schema.model_validate(
     {
@@ -30,10 +33,12 @@ SCHEMA = Schema.model_validate(
 )
 
 
+PROMPTS = [texts[0] for attribute in SCHEMA.attributes.values() for texts in attribute.training_prompts]
+
+
 @pytest.fixture(scope="module")
 def reader() -> AttributeReader:
-    prompts = [text for attribute in SCHEMA.attributes.values() for text in attribute.prompt_texts]
-    return new_model(SHAPE, SCHEMA, prompts, seed=3).eval()
+    return new_model(SHAPE, SCHEMA, PROMPTS, seed=3).eval()
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +55,19 @@ def test_a_stored_model_reads_the_same_scores(reader: AttributeReader, folder: P
     assert again.schema == SCHEMA
     assert again.schema.names == ("lid", "colour")
     with torch.no_grad():
-        for ours, theirs in zip(reader(photos()), again(photos()), strict=True):
+        for ours, theirs in zip(reader(photos()).logits, again(photos()).logits, strict=True):
             assert torch.equal(ours, theirs)
 
 
 def test_plain_transformers_loads_the_folder_and_gives_the_same_logits(reader: AttributeReader, folder: Path) -> None:
     clip = CLIPModel.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts = [text for attribute in SCHEMA.attributes.values() for text in attribute.prompt_texts]
     # Padded to the full length, as the usual scripts do: truncating to the longest prompt must be exact.
-    tokens = tokenizer(prompts, padding="max_length", max_length=SHAPE.positions, return_tensors="pt")
+    tokens = tokenizer(PROMPTS, padding="max_length", max_length=SHAPE.positions, return_tensors="pt")
     pixels = (photos().float() / 255 - reader.mean) / reader.std
     with torch.no_grad():
         plain = clip(pixel_values=pixels, **tokens).logits_per_image
-        ours = torch.cat(reader(photos()), dim=1)
+        ours = torch.cat(reader(photos()).logits, dim=1)
     assert clip.logit_scale.shape == ()
     assert torch.allclose(plain, ours, atol=1e-4)
 
@@ -92,7 +96,7 @@ def test_a_half_precision_folder_loads_in_full_precision(reader: AttributeReader
     again = load_model(str(half))
     assert again.clip.logit_scale.dtype == torch.float32
     with torch.no_grad():
-        assert torch.allclose(reader(photos())[0], again(photos())[0], atol=0.1)
+        assert torch.allclose(reader(photos()).logits[0], again(photos()).logits[0], atol=0.1)
 
 
 def test_prompt_features_are_kept_while_reading_and_dropped_for_training(folder: Path) -> None:
@@ -105,10 +109,10 @@ def test_prompt_features_are_kept_while_reading_and_dropped_for_training(folder:
 
 def test_a_locked_text_tower_gets_no_gradient_and_is_run_once(folder: Path) -> None:
     reader = load_model(str(folder))
-    reader.lock_text()
+    tune(reader, Tuning(mode="image_tower"))
     reader.train()
     assert reader.embed_prompts() is reader.embed_prompts()
-    reader(photos())[0].sum().backward()
+    reader(photos()).logits[0].sum().backward()
     assert reader.clip.text_projection.weight.grad is None
     assert reader.clip.visual_projection.weight.grad is not None
 
@@ -124,11 +128,11 @@ def test_siglip_is_read_by_the_same_class(tmp_path: Path, reader: AttributeReade
     loaded = load_model(str(tmp_path), SCHEMA)
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
     with torch.no_grad():
-        logits = loaded(photos())
+        logits = loaded(photos()).logits
     assert [scores.shape for scores in logits] == [(3, 2), (3, 3)]
     stored = load_model(str(save_model(loaded, tmp_path / "again")))
     with torch.no_grad():
-        assert torch.equal(stored(photos())[1], logits[1])
+        assert torch.equal(stored(photos()).logits[1], logits[1])
 
 
 @pytest.mark.parametrize(

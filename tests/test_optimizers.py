@@ -32,7 +32,7 @@ def test_locked_weights_are_left_out() -> None:
 def test_outside_the_matrices_muon_is_adamw() -> None:
     torch.manual_seed(1)
     ours, theirs = nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(7))
-    muon = Muon([{"params": [ours], "matrices": False, "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.98))
+    muon = Muon([{"params": [ours], "matrices": False, "weight_decay": 0.1, "lr": 0.01}], betas=(0.9, 0.98))
     adam = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
     for _ in range(5):
         ours.grad = torch.randn(7)

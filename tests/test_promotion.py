@@ -28,14 +28,18 @@ def report(digest: str = "a", /, **macro_f1: float) -> EvalReport:
     """A report with these macro-F1; `digest` is that of the model."""
     baseline = Baseline("yes", 0.5, 0.3, 0.5)
     attributes = {
-        name: AttributeMetrics(("yes", "no"), 9, 0.5, value, 0.5, 0.7, (0.5, 0.5), (4, 5), ((2, 2), (2, 3)), baseline)
+        name: AttributeMetrics(
+            ("yes", "no"), 9, 0.5, value, 0.5, 0.7, (0.5, 0.5), (4, 5), ((2, 2), (2, 3)), baseline, 0, ()
+        )
         for name, value in macro_f1.items()
     }
     model = reading("folder", digest, attributes) if attributes else replace(reading("f", digest, REST), attributes={})
     return EvalReport(split="test", items=9, products=4, data_digest="d", model=model)
 
 
-REST = {"lid": AttributeMetrics(("a", "b"), 1, 1, 1, 1, 1, (1, 1), (1, 1), ((1, 1), (1, 1)), Baseline("a", 1, 1, 1))}
+REST = {
+    "lid": AttributeMetrics(("a", "b"), 1, 1, 1, 1, 1, (1, 1), (1, 1), ((1, 1), (1, 1)), Baseline("a", 1, 1, 1), 0, ())
+}
 CHAMPION = report("champion", lid=0.8, handle=0.6)
 
 

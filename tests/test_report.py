@@ -147,7 +147,8 @@ def test_the_page_shows_the_numbers_of_the_report(zero_shot):
 def test_the_folder_holds_json_page_and_one_picture_an_attribute(tmp_path: Path):
     write_report(make_report(), tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["confusion_handle.png", "confusion_lid.png", "index.html", "report.json", "summary.png"]
+    pictures = [f"{kind}_{name}.png" for kind in ("confusion", "reliability") for name in ("handle", "lid")]
+    assert names == sorted([*pictures, "index.html", "report.json", "summary.png"])
 
 
 def test_an_attribute_named_like_a_path_stays_in_the_folder(tmp_path: Path):

@@ -53,8 +53,28 @@ def test_an_attribute_does_not_apply_where_its_rule_says_so(schema_file: Path) -
 
 
 def test_prompts_come_from_the_template_unless_given(schema_file: Path) -> None:
-    prompts = read_schema(schema_file).attributes["sleeve"].prompt_texts
-    assert prompts == ("a sleeveless shirt", "a shirt with short sleeves", "a shirt with long sleeves")
+    sleeve = read_schema(schema_file).attributes["sleeve"]
+    asked = (("a sleeveless shirt",), ("a shirt with short sleeves",), ("a shirt with long sleeves",))
+    assert sleeve.training_prompts == sleeve.reading_prompts == asked
+
+
+def test_several_templates_stand_for_a_value_together_and_reading_may_have_its_own() -> None:
+    lid = Attribute(
+        column="lid",
+        values=("yes", "no"),
+        template=("a pot, lid: {value}", "lid {value}"),
+        read_template="{value}",
+        prompts={"no": ("no lid", "open")},
+    )
+    assert lid.training_prompts == (("a pot, lid: yes", "lid yes"), ("no lid", "open"))
+    assert lid.reading_prompts == (("yes",), ("no lid", "open"))
+
+
+def test_what_does_not_apply_is_learned_where_it_is_one_of_the_values() -> None:
+    sleeve = Attribute(column="s", values=("long", "short", "n/a"), not_applicable_value="n/a")
+    assert sleeve.encode("n/a") == 2
+    assert sleeve.not_applicable_label == 2
+    assert Attribute(column="s", values=("long", "short")).not_applicable_label == NOT_APPLICABLE
 
 
 def test_several_values_in_a_cell_are_a_bit_mask_without_order() -> None:

@@ -38,7 +38,7 @@ def pixels(unseen: Path, reader: AttributeReader) -> torch.Tensor:
 def test_it_reads_unseen_renders_of_its_own_kinds(reader: AttributeReader, unseen: Path, pixels: torch.Tensor) -> None:
     labels = encode_labels(read_catalog(str(unseen)), reader.schema)
     with torch.no_grad():
-        logits = dict(zip(reader.schema.names, reader(pixels), strict=True))
+        logits = dict(zip(reader.schema.names, reader(pixels).logits, strict=True))
     right = {}
     for name, scores in logits.items():
         known = labels[name] >= 0

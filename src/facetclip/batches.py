@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,11 +28,20 @@ Ready = TypeVar("Ready")
 
 @dataclass(frozen=True)
 class Batch:
-    """`rows` [n] of the index, `pixels` uint8 [n, 3, size, size], `labels` int64 [n, attributes]."""
+    """`rows` [n] of the index, `inputs`: photos uint8 [n, 3, size, size] or their features [n, d], and `labels` int64
+    [n, attributes]."""
 
     rows: np.ndarray
-    pixels: Tensor
+    inputs: Tensor
     labels: Tensor
+
+
+class Inputs(Protocol):
+    """What turns rows into batches."""
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Inputs and labels of `rows`."""
+        ...
 
 
 class PixelReader:

@@ -321,12 +321,12 @@ def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
 
 
 def apply_rules(labels: dict[str, np.ndarray], schema: Schema) -> dict[str, np.ndarray]:
-    """The same labels, NOT_APPLICABLE where another attribute says so; where that one is silent, nothing changes."""
+    """The same labels, not applicable where another attribute says so; where that one is silent, nothing changes."""
     ruled = dict(labels)
     for name, attribute in schema.attributes.items():
         for other, values in attribute.applies_where.items():
             allowed = [schema.attributes[other].values.index(value) for value in values]
             told = (labels[other] >= 0) | (labels[other] == NOT_APPLICABLE)
             barred = told & ~np.isin(labels[other], allowed)
-            ruled[name] = np.where(barred, NOT_APPLICABLE, ruled[name]).astype(labels[name].dtype)
+            ruled[name] = np.where(barred, attribute.not_applicable_label, ruled[name]).astype(labels[name].dtype)
     return ruled

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class TrainState:
-    """`step`: updates done; `best`: the lowest validation loss so far and the step it was measured at."""
+    """`step`: updates done; `best`: the lowest validation loss so far, and `best_step`: where it was measured."""
 
     step: int = 0
     best: float = float("inf")
@@ -32,13 +32,15 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a step leaves behind. `science`: the settings and data it depends on, compared when it is resumed."""
+    """What a step leaves behind. `weights`: what is trained; `average`: its moving average, where there is one;
+    `science`: the settings, start and data it depends on, compared when it is resumed."""
 
     state: TrainState
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     science: dict[str, Any]
     scaler: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -50,6 +52,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     contents = {
         "weights.safetensors": save(checkpoint.weights),
         "optimizer.safetensors": save(checkpoint.optimizer),
+        "average.safetensors": save(checkpoint.average),
         "state.json": json.dumps(about, indent=1).encode(),
     }
     with replace_folder(target) as beside:
@@ -81,6 +84,7 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
             optimizer=load(contents["optimizer.safetensors"]),
             science=about["science"],
             scaler=about["scaler"],
+            average=load(contents["average.safetensors"]),
         )
     return None
 

@@ -185,9 +185,10 @@ def _cells(table: _Table, labels: dict[str, np.ndarray]) -> Iterator[Problem]:
                 messages[cell] = f"{_unknown(cell, attribute, codes)} is no value of {name}; counts as unlabelled"
             yield table.problem(place, attribute.column, "unknown_value", messages[cell])
         if attribute.applies_where:
-            for place in np.flatnonzero(labels[name] == NOT_APPLICABLE).tolist():
+            for place in np.flatnonzero(labels[name] == attribute.not_applicable_label).tolist():
                 cell = cells[place]
-                if attribute.encode(cell, codes) >= 0:
+                given = attribute.encode(cell, codes)
+                if given >= 0 and given != attribute.not_applicable_label:
                     message = f"{str(cell)[:80]!r} is given, but {name} cannot apply to this item; it is ignored"
                     yield table.problem(place, attribute.column, "not_applicable_value", message, WARNING)
 

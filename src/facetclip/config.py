@@ -84,9 +84,12 @@ def _model_in(annotation: Any) -> Any:
 
 
 class Data(Strict):
-    """Where the shards lie."""
+    """Where the shards lie, how many of their labelled training photos count (none: all of them), and where features
+    that are computed once are kept (none: in the run folder)."""
 
     shards: str
+    features: str | None = None
+    labelled: Positive | None = None
 
 
 class NewModel(Strict):
@@ -120,33 +123,84 @@ class ModelChoice(Strict):
 
 
 class Training(Strict):
-    """How long and in what portions: `batch` is the global batch, over all processes."""
+    """How long and in what portions: `batch` is the global batch, over all processes.
 
-    steps: Positive
+    `steps`: by `facetclip.presets` where not given. `patience`: validations without a better one after which training
+    stops, 0 for never. `average`: decay of the moving average of the weights that is validated and kept, 0 for none.
+    """
+
+    steps: Positive | None = None
     batch: Positive
     micro_batch: Positive | None = None
     seed: int = 0
-    freeze_text: bool = False
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: Annotated[int, Field(ge=0)] = 0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     log_every: Positive = 10
 
 
+class Tuning(Strict):
+    """What of the model is trained (see `facetclip.tuning`).
+
+    `blocks`: of `last_blocks`. `rank`, `strength` and `places`: of `lora`. `context`, `per_value`: how many vectors
+    `prompt` learns, and whether each value has its own. `layer_decay`: what the rate is multiplied by from one layer to
+    the next lower one. `interpolate`: choose between the start's weights and the trained ones on the validation split.
+    `cache`: compute the photos' features once where the image tower is frozen.
+    """
+
+    mode: Literal["zero_shot", "probe", "prompt", "lora", "image_tower", "last_blocks", "full"] = "full"
+    blocks: Positive = 2
+    rank: Positive = 8
+    strength: Annotated[float, Field(gt=0)] = 16.0
+    places: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    context: Positive = 4
+    per_value: bool = False
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    interpolate: bool = True
+    cache: bool = True
+
+
+class Objective(Strict):
+    """What is minimised: `attributes` and `contrastive` weigh the two losses of `facetclip.losses`.
+
+    `form` and `captions`: of the contrastive one. `logit_adjustment`: tau, 0 for none. `weights`: what a label of an
+    attribute counts, 1 where not given.
+    """
+
+    attributes: NonNegative = 1.0
+    contrastive: NonNegative = 0.0
+    form: Literal["softmax", "sigmoid"] = "softmax"
+    captions: Literal["values", "titles"] = "values"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    logit_adjustment: NonNegative = 0.0
+    weights: dict[str, NonNegative] = {}
+
+    @model_validator(mode="after")
+    def _something(self) -> "Objective":
+        if self.attributes == self.contrastive == 0:
+            raise ValueError("attributes and contrastive are both 0; nothing would be learned")
+        return self
+
+
 class Optimizer(Strict):
-    """The update rule and the learning rate as a function of the step: linear warm-up, then cosine to `final_lr`."""
+    """The update rule and the learning rate as a function of the step: linear warm-up, then cosine to `final_lr`.
+
+    `lr` and `warmup_steps`: by `facetclip.presets` where not given.
+    """
 
     name: Literal["adamw", "muon", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-5
+    lr: Annotated[float, Field(gt=0)] | None = None
     final_lr: NonNegative = 0.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
     weight_decay: NonNegative = 0.05
     beta2: Fraction = 0.98
     clip_norm: NonNegative = 1.0
 
 
 class Sampling(Strict):
-    """Which items make up an epoch (see `facetclip.sampling`)."""
+    """Which items make up an epoch (see `facetclip.sampling`). `over`: the attributes that are balanced; none: all."""
 
-    strategy: Literal["balanced", "natural"] = "balanced"
+    strategy: Literal["balanced", "square_root", "natural"] = "balanced"
+    over: tuple[str, ...] = ()
     max_repeats: Positive = 4
 
 
@@ -159,15 +213,15 @@ class Augmentation(Strict):
 
 
 class Validation(Strict):
-    """When the validation loss is measured; the best model by it is kept."""
+    """When the validation split is measured (twenty times where not given); the best model by it is kept."""
 
-    every: Positive = 100
+    every: Positive | None = None
 
 
 class Checkpoints(Strict):
-    """When the state is saved, and how many saves are kept."""
+    """When the state is saved (at each validation where not given), and how many saves are kept."""
 
-    every: Positive = 100
+    every: Positive | None = None
     keep: Positive = 2
 
 
@@ -191,6 +245,8 @@ class RunConfig(Strict):
     model: ModelChoice
     train: Training
     output: Output
+    tuning: Tuning = Tuning()
+    objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
     sampling: Sampling = Sampling()
     augment: Augmentation = Augmentation()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from facetclip.errors import UserError
@@ -9,7 +10,8 @@ from facetclip.index import ShardIndex, open_index
 from facetclip.metrics import measure_attribute
 from facetclip.model import AttributeReader, load_model
 from facetclip.report import EvalReport, Reading, reading, write_report
-from facetclip.scores import reader_digest, reader_for, score_rows
+from facetclip.schema import UNLABELLED, Schema
+from facetclip.scores import Scores, not_applicable, reader_digest, reader_for, score_rows
 
 NOTHING = "none"  # as `zero_shot`: compare with nothing
 
@@ -63,14 +65,26 @@ def evaluate_reader(
 def _read(source: str, reader: AttributeReader, index: ShardIndex, split: str) -> Reading:
     rows = index.rows(split)
     scores = score_rows(reader, index, rows)
+    excluded = _excluded(index.schema, scores)
     attributes = {}
     for name, attribute in index.schema.attributes.items():
-        measured = measure_attribute(attribute, index.labels[name][rows], scores.probabilities[name])
+        labels = index.labels[name][rows]
+        measured = measure_attribute(attribute, labels, scores.probabilities[name], excluded.get(name))
         if measured is not None:
             attributes[name] = measured
     if not attributes:
         raise UserError(f"{index.folder}: the {split} split holds no label; nothing can be measured")
     return reading(source, reader_digest(reader), attributes)
+
+
+def _excluded(schema: Schema, scores: Scores) -> dict[str, np.ndarray]:
+    """Attribute -> bool [n]: the schema's rules, applied to the predictions alone, say that it cannot apply.
+
+    Only of attributes that have such rules.
+    """
+    silent = np.full(len(scores.rows), UNLABELLED)
+    ruled_out = not_applicable(schema, dict.fromkeys(schema.names, silent), scores.predicted())
+    return {name: ruled_out[name] for name, attribute in schema.attributes.items() if attribute.applies_where}
 
 
 def _start(

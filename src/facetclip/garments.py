@@ -1,4 +1,4 @@
-"""Shirts, dresses, trousers and skirts laid flat, drawn from a few proportions.
+"""Shirts, dresses, trousers and skirts, laid flat or worn by a person, drawn from a few proportions.
 
 Lengths are in shoulder half widths; the shoulder line is near y = 0.
 """
@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from facetclip.drawing import Cloth, Colour, Point, Shape, curve, ellipse, mirrored, shade
+from facetclip.figures import behind_lower, behind_upper, skin_of
 
 REACH = {"short": 0.66, "three-quarter": 1.35, "long": 2.35}  # of a sleeve, from shoulder to hem
 NECKS = {"crew": 0.35, "v-neck": 0.38, "scoop": 0.5, "collar": 0.36, "hood": 0.4, "turtleneck": 0.33}  # half widths
+
+HANGING = (66.0, 84.0)  # degrees below the horizontal at which worn sleeves hang
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ STARTER_LOWERS = {"leggings": Bottom((3.0, 3.4), 0.4), "kilt": Bottom((1.2, 1.6)
 
 @dataclass(frozen=True)
 class Garment:
-    """One product; `draws` in 0..1 [20] make it differ from its like. Without sleeve and neckline below the waist."""
+    """One product; `draws` in 0..1 [20] make it differ from its like. Without sleeve and neckline below the waist.
+
+    `person`: draws [10] of who wears it, none where it lies flat.
+    """
 
     category: str
     sleeve: str
@@ -71,6 +77,7 @@ class Garment:
     cloth: Cloth
     trim: Colour
     draws: Sequence[float]
+    person: Sequence[float] = ()
 
 
 def draw_garment(garment: Garment) -> list[Shape]:
@@ -101,8 +108,9 @@ def _upper(garment: Garment, cut: Cut) -> list[Shape]:
     arm = curve([(tip, _shoulder(tip)), (hollow, 0.4), (0.88, pit)], 6)
     side = curve([(0.88, pit), (waist, pit + (min(length, 2.5) - pit) * 0.5), (hem, length)], 8)
     right: list[Point] = [(neck, _shoulder(neck)), *arm, *side]
-    shapes = [] if bare else _sleeves(garment, cut, pit)
-    shapes += _above(garment)
+    shapes = behind_upper(garment.person, _angle(garment, cut), length) if garment.person else []
+    shapes += [] if bare else _sleeves(garment, cut, pit)
+    shapes = [*_above(garment), *shapes] if garment.person else [*shapes, *_above(garment)]
     if cut.legs:
         shapes += _legs(cloth, length - 0.1, length + cut.legs, (hem, 0.42))
     shapes.append(Shape([*right, *mirrored(right)], cloth, shading="cloth"))
@@ -114,7 +122,7 @@ def _upper(garment: Garment, cut: Cut) -> list[Shape]:
 def _sleeves(garment: Garment, cut: Cut, pit: float) -> list[Shape]:
     """Both sleeves, reaching under the body: a long one is narrow and ends in a cuff."""
     draws, reach = garment.draws, REACH[garment.sleeve] * (1 + 0.06 * (2 * garment.draws[6] - 1))
-    angle = np.radians(_between(cut.angle, draws[5]))
+    angle = np.radians(_angle(garment, cut))
     along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     wide = cut.loose * (0.9 + 0.2 * draws[7]) * {"short": 1.25, "three-quarter": 0.95, "long": 0.75}[garment.sleeve]
     tip = np.array([1.0, _shoulder(1.0)])
@@ -129,6 +137,11 @@ def _sleeves(garment: Garment, cut: Cut, pit: float) -> list[Shape]:
         shapes.append(Shape([(sign * x, y) for x, y in outline], cloth, shading="cloth"))
         shapes.append(Shape([(sign * x, y) for x, y in cuff], edge, shading="flat"))
     return shapes
+
+
+def _angle(garment: Garment, cut: Cut) -> float:
+    """Of the sleeves below the horizontal, degrees; arms hang."""
+    return _between(HANGING if garment.person else cut.angle, garment.draws[5])
 
 
 def _point(place: np.ndarray) -> Point:
@@ -150,7 +163,8 @@ def _above(garment: Garment) -> list[Shape]:
 
 def _neckline(garment: Garment, neck: float) -> list[Shape]:
     colour, draw, top = garment.cloth.colour, garment.draws[9], _shoulder(neck)
-    dark = Cloth(shade(colour, 0.42 if sum(colour) > 180 else 0.5))
+    inside = shade(colour, 0.42 if sum(colour) > 180 else 0.5)
+    dark = Cloth(skin_of(garment.person) if garment.person else inside)
     if garment.neckline in ("collar", "hood", "turtleneck"):
         return _covered(garment, neck, dark)
     if garment.neckline == "v-neck":
@@ -171,7 +185,8 @@ def _covered(garment: Garment, neck: float, dark: Cloth) -> list[Shape]:
         return [Shape(fold, Cloth(shade(colour, 0.6)), width=0.06, shading="flat")]
     if garment.neckline == "hood":
         cord = Cloth((238, 238, 234) if sum(colour) < 560 else (90, 90, 96))
-        opening = Shape(ellipse((0, -0.32), (0.38, 0.42 + 0.06 * garment.draws[9])), dark, shading="flat")
+        place, size = ((0.0, -0.08), 0.24) if garment.person else ((0.0, -0.32), 0.42 + 0.06 * garment.draws[9])
+        opening = Shape(ellipse(place, (0.38, size)), dark, shading="flat")
         lines = [[(sign * 0.16, 0.06), (sign * 0.18, 0.66)] for sign in (1, -1)]
         return [opening, *[Shape(line, cord, width=0.07, shading="flat") for line in lines]]
     opening = [(-neck, top), (0, top - 0.1), (neck, top), (0, 0.32)]
@@ -231,15 +246,16 @@ def _legs(cloth: Cloth, top: float, bottom: float, widths: tuple[float, float]) 
 def _lower(garment: Garment, bottom: Bottom) -> list[Shape]:
     length, draw = _between(bottom.length, garment.draws[0]), garment.draws[1]
     cloth, colour = replace(garment.cloth, block=length * 0.5), garment.cloth.colour
+    person = behind_lower(garment.person, length) if garment.person else []
     band = Shape([(-0.72, 0), (0.72, 0), (0.76, 0.2), (-0.76, 0.2)], Cloth(shade(colour, 0.75)), shading="cloth")
     if bottom.leg:
         hips = [(-0.76, 0.15), (0.76, 0.15), (0.95, 0.85), (-0.95, 0.85)]
         fly = Shape([(0, 0.2), (0, 0.85)], Cloth(shade(colour, 0.6)), width=0.03, shading="flat")
         legs = _legs(cloth, 0.83, length, (0.95, bottom.leg * (0.85 + 0.3 * draw)))
-        return [*legs, Shape(hips, cloth, shading="cloth", outline=0), fly, band]
+        return [*person, *legs, Shape(hips, cloth, shading="cloth", outline=0), fly, band]
     flare = 1.0 + 0.6 * draw
     skirt = Shape([(-0.74, 0.12), (0.74, 0.12), (flare, length), (-flare, length)], cloth, shading="cloth")
     line, width = Cloth(shade(colour, 0.7)), 0.03 if bottom.folds < 6 else 0.05
     places = np.linspace(-0.75, 0.75, bottom.folds).tolist()
     folds = [Shape([(0.67 * x, 0.25), (x * flare, length)], line, width=width, shading="flat") for x in places]
-    return [skirt, *folds, band]
+    return [*person, skirt, *folds, band]

@@ -151,6 +151,15 @@ class ShardIndex:
         """large_string [n]."""
         return self._text("product_id")
 
+    @cached_property
+    def titles(self) -> pa.Array:
+        """large_string [n], null where the catalog has none; UserError when the schema names no title column."""
+        if self.schema.columns.title is None:
+            raise UserError(
+                f"{self.folder}: the shards hold no titles; name the title column in the schema's [columns]"
+            )
+        return self._text("title")
+
     def item_id(self, row: int) -> str:
         """The catalog's id of one row."""
         return self.item_ids[int(row)].as_py()
@@ -269,17 +278,19 @@ def index_columns(schema: Schema) -> pa.Schema:
     labels = [(LABEL + name, pa.int64() if a.multi_valued else pa.int16()) for name, a in schema.attributes.items()]
     place = [("shard", pa.int32()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
     identity = [("item", pa.large_string()), ("product_id", pa.large_string()), ("product", pa.int32())]
-    return pa.schema([("place", pa.int64()), *identity, ("split", pa.int8()), *labels, *place])
+    title = [("title", pa.large_string())] if schema.columns.title else []
+    return pa.schema([("place", pa.int64()), *identity, *title, ("split", pa.int8()), *labels, *place])
 
 
 def digest_of(table: pa.Table, schema: Schema) -> str:
-    """sha256 over item ids, product ids, splits, labels and image checksums in row order, however they are stored.
+    """sha256 over item ids, product ids, titles, splits, labels and image checksums in row order, however stored.
 
     The values that label numbers stand for count too; prompts, columns and spellings do not.
     """
     values = {name: attribute.values for name, attribute in schema.attributes.items()}
     total = hashlib.sha256(json.dumps(values).encode())
-    for name in ("item", "product_id", "split", *(LABEL + name for name in schema.names), "checksum"):
+    titles = ("title",) if schema.columns.title else ()
+    for name in ("item", "product_id", *titles, "split", *(LABEL + name for name in schema.names), "checksum"):
         total.update(f"\0{name}\0{table.num_rows}\0".encode())
         for part in canonical(table.column(name)):
             total.update(part)

@@ -1,43 +1,108 @@
-"""Cross-entropy over each attribute's value prompts, masked where the catalog is silent."""
+"""Cross-entropy over each attribute's values, masked where the catalog is silent; photos contrasted with captions.
 
+Both return sums over this process's rows; the caller divides by the count over the global batch, once.
+"""
+
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def label_targets(labels: Tensor, values: int) -> Tensor:
-    """Bit masks [n] -> target distributions [n, values]: a cell's listed values share its weight equally; rows without
-    a label are zero.
+@dataclass(frozen=True)
+class AttributeObjective:
+    """How each attribute counts, in schema order.
 
-    >>> label_targets(torch.tensor([0b101, -1]), 3).tolist()
-    [[0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]
+    `weights`: what one label of it counts. `shifts`: added to its logits while training, None for nothing: tau times
+    the log of how often each value is drawn, so that what is learned favours none (logit adjustment, Menon et al.,
+    "Long-tail learning via logit adjustment", 2021).
+    """
+
+    multi_valued: tuple[bool, ...]
+    weights: tuple[float, ...]
+    smoothing: float = 0.0
+    shifts: tuple[Tensor, ...] | None = None
+
+    def count(self, labels: np.ndarray) -> float:
+        """What the labels [n, attributes] weigh together: what the summed loss is to be divided by."""
+        return float(((labels >= 0) * np.array(self.weights)).sum())
+
+    def chance(self, values: Sequence[int], labels: np.ndarray) -> float:
+        """The mean loss over `labels` of a model that finds all of an attribute's `values` equally probable."""
+        each = [math.log(2) * n if multi else math.log(n) for n, multi in zip(values, self.multi_valued, strict=True)]
+        return float(((labels >= 0) * np.array(self.weights) * np.array(each)).sum() / max(self.count(labels), 1e-12))
+
+
+def listed(labels: Tensor, values: int) -> Tensor:
+    """Bit masks [n] -> 1 for each value they list, float [n, values]; rows without a label are zero.
+
+    >>> listed(torch.tensor([0b101, -1]), 3).tolist()
+    [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
     bits = (labels.clamp(min=0)[:, None] >> torch.arange(values, device=labels.device)) & 1
-    return bits / bits.sum(dim=1, keepdim=True).clamp(min=1)
+    return bits.float()
 
 
-def attribute_losses(
-    logits: Sequence[Tensor], labels: Tensor, multi_valued: Sequence[bool], *, smoothing: float = 0.0
-) -> Tensor:
-    """The summed cross-entropy of each attribute, [attributes]; divide by the global number of labels, not here.
+def attribute_losses(logits: Sequence[Tensor], labels: Tensor, objective: AttributeObjective) -> Tensor:
+    """The summed and weighted loss of each attribute, [attributes].
 
-    `logits`: per attribute [n, values]; `labels` [n, attributes]: value numbers, bit masks where `multi_valued`,
-    negative where unlabelled or not applicable, which contribute nothing, to the gradient neither.
+    `logits`: per attribute [n, values]; `labels` [n, attributes]: value numbers, bit masks where multi-valued (a
+    sigmoid for each value then, summed over values), negative where unlabelled or not applicable, which contribute
+    nothing, to the gradient neither.
     """
-    sums = [
-        _summed(scores.float(), labels[:, place], multi, smoothing)
-        for place, (scores, multi) in enumerate(zip(logits, multi_valued, strict=True))
-    ]
+    sums = []
+    for place, scores in enumerate(logits):
+        shifted = scores.float() if objective.shifts is None else scores.float() + objective.shifts[place]
+        of_one = _many if objective.multi_valued[place] else _one
+        sums.append(objective.weights[place] * of_one(shifted, labels[:, place], objective.smoothing))
     return torch.stack(sums)
 
 
-def _summed(logits: Tensor, labels: Tensor, multi: bool, smoothing: float) -> Tensor:
-    if not multi:
-        return functional.cross_entropy(
-            logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum", label_smoothing=smoothing
-        )
-    targets = label_targets(labels, logits.shape[1])
-    spread = targets * (1 - smoothing) + smoothing / logits.shape[1] * (labels >= 0)[:, None]
-    return -(spread * functional.log_softmax(logits, dim=1)).sum()
+def _one(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return functional.cross_entropy(
+        logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum", label_smoothing=smoothing
+    )
+
+
+def _many(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    targets = listed(labels, logits.shape[1]) * (1 - smoothing) + smoothing / 2
+    each = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (each * (labels >= 0)[:, None]).sum()
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The photos and captions of the global batch, as one process sees them.
+
+    `images` and `captions` [n, d]: unit features of all processes, in one order. `groups` int64 [n]: equal where
+    captions are the same text, which makes every such pair a positive. `mine`: this process's rows.
+    """
+
+    images: Tensor
+    captions: Tensor
+    groups: Tensor
+    mine: slice
+
+
+def contrastive_loss(pairing: Pairing, scale: Tensor, bias: Tensor, form: Literal["softmax", "sigmoid"]) -> Tensor:
+    """The loss of this process's photos against all captions and of its captions against all photos, summed and halved.
+
+    `softmax`: a row's target is spread over its positives (Radford et al. 2021; Khosla et al., "Supervised Contrastive
+    Learning", 2020). `sigmoid`: every pair is judged by itself, with `bias` [1] (Zhai et al. 2023).
+    """
+    same = (pairing.groups[pairing.mine, None] == pairing.groups[None, :]).float()
+    directions = (
+        scale * pairing.images[pairing.mine] @ pairing.captions.T,
+        scale * pairing.captions[pairing.mine] @ pairing.images.T,
+    )
+    if form == "sigmoid":
+        losses = [-functional.logsigmoid((2 * same - 1) * (logits + bias)).sum() for logits in directions]
+    else:
+        targets = same / same.sum(dim=1, keepdim=True)
+        losses = [-(targets * functional.log_softmax(logits, dim=1)).sum() for logits in directions]
+    return torch.stack(losses).sum() / 2

@@ -1,14 +1,18 @@
 """How well predictions agree with labels, attribute by attribute. NumPy only.
 
-Rows without a label (unlabelled, not applicable) count nowhere. Where an item lists several values, a prediction is
-right when it is among them; the truth in the confusion matrix is then the prediction, and else the first listed value.
+Rows without a label (unlabelled, not applicable) count nowhere but in `Detection`. What an item of a multi-valued
+attribute is read as is the set of its values with a probability of at least a half, or the most probable one where
+there is none; accuracy and the confusion matrix go by the most probable value alone, which is right when it is among
+those listed. The truth in the confusion matrix is then the prediction, and else the first listed value.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from facetclip.schema import Attribute
+from facetclip.calibration import ReliabilityBin, calibration_error, reliability
+from facetclip.schema import NOT_APPLICABLE, Attribute
 
 LEAST = float(np.finfo(np.float32).eps)  # probabilities below this count as this in the log loss
 
@@ -24,13 +28,29 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """How well "not applicable" is told from what has a label: `items` that the catalog says it of, and the precision,
+    recall and F1 of predicting it (0 where it is never predicted)."""
+
+    items: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
 class AttributeMetrics:
     """One attribute, measured over `items` labelled items.
 
     `confusion[t][p]` counts items of true value t read as p, both in the order of `values`. `support`: items that list
     each value. `f1`: per value, 0 where it was neither there nor predicted. `macro_f1`: its mean over the values that
     are in the truth or in the predictions. `balanced_accuracy`: the mean recall over the values in the truth.
-    `log_loss`: the mean of -ln(probability of the listed values together), in nats.
+    `log_loss`: the mean of -ln(probability of the listed values together), in nats; where multi-valued the mean over
+    items and values of the binary cross-entropy. `exact_match`: the share of items read as exactly the set they list;
+    None where single-valued.
+    `ece`: the expected calibration error, in bins of a fifteenth, of the probability of the value that is read; where
+    multi-valued of the probability of each value of each item, against whether it is listed. `reliability`: those bins.
+    `not_applicable`: None where nothing predicts it, or no item has it.
     """
 
     values: tuple[str, ...]
@@ -43,30 +63,64 @@ class AttributeMetrics:
     support: tuple[int, ...]
     confusion: tuple[tuple[int, ...], ...]
     baseline: Baseline
+    ece: float
+    reliability: tuple[ReliabilityBin, ...]
+    exact_match: float | None = None
+    not_applicable: Detection | None = None
 
 
-def measure_attribute(attribute: Attribute, labels: np.ndarray, probabilities: np.ndarray) -> AttributeMetrics | None:
-    """The metrics of `probabilities` [n, values] against an index's `labels` [n]; None where nothing is labelled."""
-    listed = listed_values(attribute, labels)
-    labelled = listed.any(axis=1)
+def measure_attribute(
+    attribute: Attribute, labels: np.ndarray, probabilities: np.ndarray, excluded: np.ndarray | None = None
+) -> AttributeMetrics | None:
+    """The metrics of `probabilities` [n, values] against an index's `labels` [n]; None where nothing is labelled.
+
+    `excluded` bool [n]: where the attribute is predicted not to apply; None where nothing predicts it.
+    """
+    every = listed_values(attribute, labels)
+    labelled = every.any(axis=1)
     if not labelled.any():
         return None
-    listed, probabilities = listed[labelled], probabilities[labelled].astype(np.float64)
+    listed, probabilities = every[labelled], probabilities[labelled].astype(np.float64)
+    read = read_values(attribute, probabilities)
     confusion = confusion_matrix(listed, probabilities.argmax(axis=1))
-    support = listed.sum(axis=0)
-    right = np.clip((probabilities * listed).sum(axis=1), LEAST, 1.0)
+    support, answers = listed.sum(axis=0), _answers(attribute, listed, probabilities)
     return AttributeMetrics(
         values=attribute.values,
         items=len(listed),
         accuracy=accuracy(confusion),
-        macro_f1=macro_f1(confusion),
-        balanced_accuracy=balanced_accuracy(confusion),
-        log_loss=float(-np.log(right).mean()),
-        f1=tuple(f1_of_values(confusion).tolist()),
+        macro_f1=macro_f1(listed, read),
+        balanced_accuracy=balanced_accuracy(listed, read),
+        log_loss=_log_loss(attribute, listed, probabilities),
+        f1=tuple(f1_of_values(listed, read).tolist()),
         support=tuple(support.tolist()),
         confusion=tuple(map(tuple, confusion.tolist())),
         baseline=_baseline(attribute, listed, int(support.argmax())),
+        ece=calibration_error(*answers),
+        reliability=reliability(*answers),
+        exact_match=float((listed == read).all(axis=1).mean()) if attribute.multi_valued else None,
+        not_applicable=None if excluded is None else measure_detection(labels, excluded),
     )
+
+
+def measure_detection(labels: np.ndarray, excluded: np.ndarray) -> Detection | None:
+    """How well `excluded` bool [n] finds the items of which the catalog says that the attribute cannot apply, among
+    those and the labelled ones; None where it says so of none."""
+    told = (labels >= 0) | (labels == NOT_APPLICABLE)
+    truth, read = labels[told] == NOT_APPLICABLE, excluded[told]
+    if not truth.any():
+        return None
+    hits, found, items = int((truth & read).sum()), int(read.sum()), int(truth.sum())
+    return Detection(items, hits / max(1, found), hits / items, 2 * hits / (found + items))
+
+
+def tail_f1(measured: AttributeMetrics, training: Sequence[int], share: float = 1 / 3) -> float:
+    """The mean F1 of the rarest `share` of the values, at least one, by how many `training` items carry each.
+
+    Values that no measured item lists are left out; ties go by order.
+    """
+    present = np.flatnonzero(measured.support)
+    rare = present[np.argsort(np.asarray(training)[present], kind="stable")]
+    return float(np.asarray(measured.f1)[rare[: max(1, round(share * len(present)))]].mean())
 
 
 def listed_values(attribute: Attribute, labels: np.ndarray) -> np.ndarray:
@@ -94,37 +148,59 @@ def accuracy(confusion: np.ndarray) -> float:
     return float(np.trace(confusion) / confusion.sum())
 
 
-def f1_of_values(confusion: np.ndarray) -> np.ndarray:
-    """The harmonic mean of precision and recall of each value; 0 where a value is neither true nor predicted."""
-    seen = confusion.sum(axis=0) + confusion.sum(axis=1)
-    return 2 * np.diag(confusion) / np.maximum(seen, 1)
+def read_values(attribute: Attribute, probabilities: np.ndarray) -> np.ndarray:
+    """The values that each item is read as, bool [n, values]: the most probable one, or the set where multi-valued.
 
-
-def macro_f1(confusion: np.ndarray) -> float:
-    """The mean F1 over the values that are in the truth or in the predictions.
-
-    >>> macro_f1(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])) == (6 / 7 + 8 / 9) / 2
-    True
+    >>> colour = Attribute(column="colour", values=("red", "blue", "green"), separator="|")
+    >>> read_values(colour, np.array([[0.5, 0.1, 0.9], [0.2, 0.1, 0.3]])).tolist()
+    [[True, False, True], [False, False, True]]
     """
-    seen = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
-    return float(f1_of_values(confusion)[seen].mean())
+    best = probabilities.argmax(axis=1)[:, None] == np.arange(probabilities.shape[1])
+    return best | (probabilities >= 0.5) if attribute.multi_valued else best
 
 
-def balanced_accuracy(confusion: np.ndarray) -> float:
-    """The mean recall over the values in the truth.
+def f1_of_values(listed: np.ndarray, read: np.ndarray) -> np.ndarray:
+    """The harmonic mean of precision and recall of each value, of what was listed and read, bool [n, values]; 0 where a
+    value is neither."""
+    seen = listed.sum(axis=0) + read.sum(axis=0)
+    return 2 * (listed & read).sum(axis=0) / np.maximum(seen, 1)
 
-    >>> balanced_accuracy(np.array([[3, 1], [0, 2]]))
-    0.875
-    """
-    support = confusion.sum(axis=1)
-    return float((np.diag(confusion)[support > 0] / support[support > 0]).mean())
+
+def macro_f1(listed: np.ndarray, read: np.ndarray) -> float:
+    """The mean F1 over the values that are listed or read, bool [n, values]."""
+    seen = listed.any(axis=0) | read.any(axis=0)
+    return float(f1_of_values(listed, read)[seen].mean())
+
+
+def balanced_accuracy(listed: np.ndarray, read: np.ndarray) -> float:
+    """The mean recall over the values that are listed, bool [n, values]."""
+    support = listed.sum(axis=0)
+    recalled = (listed & read).sum(axis=0)
+    return float((recalled[support > 0] / support[support > 0]).mean())
+
+
+def _log_loss(attribute: Attribute, listed: np.ndarray, probabilities: np.ndarray) -> float:
+    if attribute.multi_valued:
+        right = np.where(listed, probabilities, 1 - probabilities)
+    else:
+        right = (probabilities * listed).sum(axis=1)
+    return float(-np.log(np.clip(right, LEAST, 1.0)).mean())
+
+
+def _answers(attribute: Attribute, listed: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each answer and whether it was right, both flat: whether an item has a value, for each value
+    where multi-valued, and else the most probable one."""
+    if attribute.multi_valued:
+        return probabilities.ravel(), listed.ravel()
+    best = probabilities.argmax(axis=1)[:, None]
+    return np.take_along_axis(probabilities, best, axis=1)[:, 0], np.take_along_axis(listed, best, axis=1)[:, 0]
 
 
 def _baseline(attribute: Attribute, listed: np.ndarray, value: int) -> Baseline:
-    confusion = confusion_matrix(listed, np.full(len(listed), value))
+    read = np.broadcast_to(np.arange(listed.shape[1]) == value, listed.shape)
     return Baseline(
         value=attribute.values[value],
-        accuracy=accuracy(confusion),
-        macro_f1=macro_f1(confusion),
-        balanced_accuracy=balanced_accuracy(confusion),
+        accuracy=float(listed[:, value].mean()),
+        macro_f1=macro_f1(listed, read),
+        balanced_accuracy=balanced_accuracy(listed, read),
     )

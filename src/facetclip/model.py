@@ -4,25 +4,25 @@ Sources: Radford et al., "Learning Transferable Visual Models From Natural Langu
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023), whose towers are read the same way.
 """
 
-import itertools
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from facetclip.config import NewModel
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import Fit
 from facetclip.schema import Schema, spans
 
+Prompts = Sequence[Sequence[str]]
+
 CARD = "facetclip.json"  # what our model folders hold beside the Hugging Face files
+HEAD = "head.safetensors"  # classifier and bias, where there are any
 STARTER = Path(__file__).parent / "starter"
 MOST_SCALE = math.log(100)  # CLIP's own cap on the logit scale
 SUPPORTED = ("clip", "siglip")
@@ -47,6 +47,7 @@ class ModelCard:
     start: str | None = None
     data_digest: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    temperatures: dict[str, float] = field(default_factory=dict)  # attribute -> what its logits are divided by
 
     def to_json(self) -> str:
         """The card as JSON text."""
@@ -64,15 +65,32 @@ class ModelCard:
         return cls(schema=Schema.model_validate(schema) if schema else None, **card)
 
 
+class Outputs(NamedTuple):
+    """What one pass gives: logits [n, values] of each attribute, unit features of photos and captions."""
+
+    logits: list[Tensor]
+    images: Tensor  # [n, d]
+    captions: Tensor | None  # [n, d], where captions were given
+
+
 class AttributeReader(nn.Module):
     """Photos in, one row of logits over each attribute's values out.
+
+    A photo is compared with the features of every value: those of its prompts, or where there is a `classifier`
+    [values of all attributes, d] its rows. The logits of multi-valued attributes are taken relative to their mean over
+    the values, plus a learned bias, and read by a sigmoid each; all others by a softmax over the attribute's values.
 
     The logit scale is kept 1-D, since sharding engines refuse scalars; `save_model` gives it its own shape back.
     """
 
     mean: Tensor  # [1, 3, 1, 1], of values in 0..1
     std: Tensor
-    prompt_ids: Tensor  # [values of all attributes, tokens]
+    training_ids: Tensor  # [prompts, tokens]
+    training_values: Tensor  # [prompts]: the value, counted over all attributes, that each stands for
+    reading_ids: Tensor
+    reading_values: Tensor
+    multi: Tensor  # [values of all attributes]: 1 where the attribute is multi-valued
+    classifier: nn.Parameter | None
 
     def __init__(self, clip: Any, tokenizer: Any, schema: Schema, preprocessing: Preprocessing) -> None:
         super().__init__()
@@ -81,23 +99,44 @@ class AttributeReader(nn.Module):
         self.schema = schema
         self.preprocessing = preprocessing
         self.card = ModelCard(schema=schema, fit=preprocessing.fit)
+        self.temperatures: dict[str, float] = {}
         self.scale_shape = clip.logit_scale.shape
         clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))
-        prompts = [text for attribute in schema.attributes.values() for text in attribute.prompt_texts]
-        self.spans = spans([len(attribute.values) for attribute in schema.attributes.values()])
-        self.register_buffer("prompt_ids", self._tokenise(prompts), persistent=False)
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
-        self._text: Tensor | None = None
-        self._text_locked = False
+        attributes = schema.attributes.values()
+        self.spans = spans([len(attribute.values) for attribute in attributes])
+        self.multi_valued = [attribute.multi_valued for attribute in attributes]
+        multi = [float(attribute.multi_valued) for attribute in attributes for _ in attribute.values]
+        self._keep(multi=torch.tensor(multi))
+        self._keep(mean=torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self._keep(std=torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+        self.set_prompts(
+            training=[texts for attribute in attributes for texts in attribute.training_prompts],
+            reading=[texts for attribute in attributes for texts in attribute.reading_prompts],
+        )
+        self.bias = nn.Parameter(torch.zeros(len(multi)), requires_grad=any(self.multi_valued))
+        self.register_parameter("classifier", None)
+        self.text_locked = False
+        self._text: dict[bool, Tensor] = {}
 
-    def _tokenise(self, prompts: Sequence[str]) -> Tensor:
+    def _keep(self, **tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def set_prompts(self, training: Prompts, reading: Prompts) -> None:
+        """The texts that stand for each value, counted over all attributes, in training and in reading."""
+        for purpose, prompts in (("training", training), ("reading", reading)):
+            ids = self.tokenise([text for texts in prompts for text in texts])
+            values = torch.tensor([value for value, texts in enumerate(prompts) for _ in texts])
+            self._keep(**{f"{purpose}_ids": ids, f"{purpose}_values": values})
+
+    def tokenise(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [n, tokens]."""
         # Truncating to the longest prompt is exact for CLIP's causal text tower, pooled at the end-of-text token;
         # SigLIP attends to its padding, so it keeps the full length.
         text = self.clip.config.text_config
         padding = "max_length" if self.clip.config.model_type == "siglip" else "longest"
         tokens = self.tokenizer(
-            list(prompts),
+            list(texts),
             padding=padding,
             truncation=True,
             max_length=text.max_position_embeddings,
@@ -107,17 +146,10 @@ class AttributeReader(nn.Module):
 
     def train(self, mode: bool = True) -> "AttributeReader":
         """As in torch; the prompt features kept by evaluation are dropped, since weights may change now."""
-        if not self._text_locked:
-            self._text = None
+        if not self.text_locked:
+            self._text = {}
         super().train(mode)
         return self
-
-    def lock_text(self) -> None:
-        """Train the image tower alone: the prompt features are computed once and stay."""
-        self._text_locked = True
-        for name, weight in self.clip.named_parameters():
-            if name.startswith(("text_model.", "text_projection.")):
-                weight.requires_grad_(False)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Unit features [n, d] of pixels [n, 3, size, size]: uint8 in 0..255, or floats in 0..1."""
@@ -125,21 +157,49 @@ class AttributeReader(nn.Module):
         features = self.clip.get_image_features(pixel_values=(scaled - self.mean) / self.std)
         return nn.functional.normalize(features.pooler_output.float(), dim=-1)
 
+    def embed_texts(self, ids: Tensor) -> Tensor:
+        """Unit features [n, d] of token ids [n, tokens]."""
+        features = self.clip.get_text_features(input_ids=ids)
+        return nn.functional.normalize(features.pooler_output.float(), dim=-1)
+
     def embed_prompts(self) -> Tensor:
-        """Unit features [values of all attributes, d]; computed once while evaluating."""
-        if self._text is not None:
-            return self._text
-        features = self.clip.get_text_features(input_ids=self.prompt_ids)
-        text = nn.functional.normalize(features.pooler_output.float(), dim=-1)
-        if self._text_locked or not (self.training or torch.is_grad_enabled()):
-            text = self._text = text.detach()
+        """Unit features [values of all attributes, d]: the mean of a value's prompts; computed once in evaluation."""
+        known = self._text.get(self.training)
+        if known is not None:
+            return known
+        ids = self.training_ids if self.training else self.reading_ids
+        values = self.training_values if self.training else self.reading_values
+        each = self.embed_texts(ids)
+        summed = each.new_zeros(len(self.multi), each.shape[1]).index_add(0, values, each)
+        text = nn.functional.normalize(summed, dim=-1)
+        if self.text_locked or not (self.training or torch.is_grad_enabled()):
+            text = self._text[self.training] = text.detach()
         return text
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Logits [n, values] for each attribute, in schema order, from pixels [n, 3, size, size]."""
-        scale = self.clip.logit_scale.clamp(max=MOST_SCALE).exp()
-        logits = scale * self.embed_images(pixels) @ self.embed_prompts().T
-        return [logits[:, span] for span in self.spans]
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by, [1]."""
+        return self.clip.logit_scale.clamp(max=MOST_SCALE).exp()
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """Logits [n, values] of each attribute, in schema order, from unit features [n, d]."""
+        rows = self.embed_prompts() if self.classifier is None else self.classifier
+        flat = self.scale * images @ rows.T
+        parts = [flat[:, span] for span in self.spans]
+        centred = [
+            p - p.mean(1, keepdim=True) if multi else p for p, multi in zip(parts, self.multi_valued, strict=True)
+        ]
+        bias = self.bias * self.multi if self.classifier is None else self.bias
+        return [part + bias[span] for part, span in zip(centred, self.spans, strict=True)]
+
+    def forward(self, inputs: Tensor, caption_ids: Tensor | None = None) -> Outputs:
+        """Read photos [n, 3, size, size], or unit features of photos [n, d] that were computed before.
+
+        `caption_ids` [n, tokens]: one caption a photo, to be embedded beside it.
+        """
+        images = inputs if inputs.ndim == 2 else self.embed_images(inputs)
+        captions = None if caption_ids is None else self.embed_texts(caption_ids)
+        return Outputs(self.logits(images), images, captions)
 
     @property
     def device(self) -> torch.device:
@@ -156,19 +216,27 @@ def load_model(source: str, schema: Schema | None = None, *, fit: Fit | None = N
     place = str(STARTER) if source == "starter" else source
     folder = Path(place)
     card = ModelCard.from_folder(folder)
+    own = schema is None
     schema = schema or card.schema
     if schema is None:
         raise UserError(f"model {source!r} brings no schema; name one, for it was not fine-tuned by facetclip")
     clip, tokenizer = _load_parts(place, source)
     reader = AttributeReader(clip, tokenizer, schema, _preprocessing(folder, clip, fit or card.fit))
-    reader.card = ModelCard(
-        schema=schema,
-        fit=reader.preprocessing.fit,
-        start=card.start,
-        data_digest=card.data_digest,
-        metrics=card.metrics,
-    )
+    reader.card = replace(card, schema=schema, fit=reader.preprocessing.fit)
+    if own:  # classifier, bias and temperatures belong to the values they were trained on
+        reader.temperatures = dict(card.temperatures)
+        _load_head(reader, folder / HEAD)
     return reader.eval()
+
+
+def _load_head(reader: AttributeReader, path: Path) -> None:
+    from safetensors.torch import load
+
+    if path.is_file():
+        stored = load(path.read_bytes())
+        reader.bias = nn.Parameter(stored["bias"])
+        if "classifier" in stored:
+            reader.classifier = nn.Parameter(stored["classifier"])
 
 
 def _load_parts(place: str, source: str) -> tuple[Any, Any]:
@@ -219,27 +287,27 @@ def save_model(
     *,
     card: ModelCard | None = None,
     half: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `reader` as a Hugging Face folder with a card; plain `CLIPModel.from_pretrained` loads it.
 
-    `card` replaces the reader's own; `half`: weights as float16.
+    `card` and `weights` (named as in an untuned reader's state) replace the reader's own; `half`: towers as float16.
     """
     from safetensors.torch import save
 
-    shape = reader.scale_shape
-    named = {
-        name.removeprefix("clip."): value.detach().cpu()
-        for name, value in reader.state_dict().items()
-        if name.startswith("clip.")
-    }
-    named["logit_scale"] = named["logit_scale"].reshape(shape)
+    weights = reader.state_dict() if weights is None else weights
+    named = {name.removeprefix("clip."): value.detach().cpu() for name, value in weights.items() if "clip." in name}
+    named["logit_scale"] = named["logit_scale"].reshape(reader.scale_shape)
     stored = {
         name: (value.half() if half and value.is_floating_point() else value).contiguous()
         for name, value in named.items()
     }
+    head = {name: weights[name].detach().cpu().contiguous() for name in ("bias", "classifier") if name in weights}
     reader.clip.config.save_pretrained(folder)
     reader.tokenizer.save_pretrained(folder)
     write_whole(folder / "preprocessor_config.json", _processor_json(reader.preprocessing))
+    if "classifier" in head or head["bias"].any():
+        write_whole(folder / HEAD, save(head))
     write_whole(folder / CARD, (card or reader.card).to_json().encode())
     write_whole(folder / "model.safetensors", save(stored, metadata={"format": "pt"}))
     return folder
@@ -264,103 +332,3 @@ def _processor_json(preprocessing: Preprocessing) -> bytes:
         },
         indent=2,
     ).encode()
-
-
-def new_model(
-    shape: NewModel, schema: Schema, captions: Iterable[str], *, seed: int, fit: Fit = "pad"
-) -> AttributeReader:
-    """A CLIP with random weights (a pure function of `seed`) and a tokenizer trained on `captions`."""
-    from transformers import CLIPConfig, CLIPModel
-
-    tokenizer = _train_tokenizer(captions, shape.vocabulary)
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {
-        "image_size": shape.image_size,
-        "patch_size": shape.patch_size,
-        **_tower(shape.vision_width, shape.vision_layers, shape.vision_heads),
-    }
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": shape.positions,
-        **_tower(shape.text_width, shape.text_layers, shape.text_heads),
-        **special,
-    }
-    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=shape.embedding)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        clip = CLIPModel(config)
-    return AttributeReader(clip, tokenizer, schema, Preprocessing(shape.image_size, *CLIP_STATISTICS, fit=fit))
-
-
-def _tower(width: int, layers: int, heads: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-    }
-
-
-def _train_tokenizer(captions: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE in CLIP's own form (lower case, `</w>` ends a word), learned from `captions`.
-
-    Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016). The trainer of `tokenizers`
-    breaks ties at random, and every process of a launch must learn the same merges. Every byte is a token both inside
-    and at the end of a word, so no text is ever unknown.
-    """
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer
-
-    letters = sorted(ByteLevel.alphabet())
-    base = [*letters, *(letter + "</w>" for letter in letters)]
-    ends = ["<|startoftext|>", "<|endoftext|>"]
-    plain = CLIPTokenizer(vocab={word: place for place, word in enumerate([*base, *ends])}, merges=[])
-    words = Counter(word for caption in sorted(set(captions)) for word in _words(plain.tokenize(caption)))
-    merges = _merges(words, most=vocabulary - len(base) - len(ends))
-    table = [*base, *("".join(pair) for pair in merges), *ends]
-    joined: Any = merges  # pairs, as the library wants them but does not say
-    return CLIPTokenizer(vocab={word: place for place, word in enumerate(dict.fromkeys(table))}, merges=joined)
-
-
-def _words(letters: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """Letters cut into words behind each `</w>`."""
-    word: list[str] = []
-    for letter in letters:
-        word.append(letter)
-        if letter.endswith("</w>"):
-            yield tuple(word)
-            word = []
-
-
-def _merges(words: Mapping[tuple[str, ...], int], most: int) -> list[tuple[str, str]]:
-    """The `most` pairs of neighbours to join, most frequent first, ties by alphabet; none that occurs once."""
-    merges: list[tuple[str, str]] = []
-    counted = dict(words)
-    while len(merges) < most:
-        pairs = Counter()
-        for word, count in counted.items():
-            for pair in itertools.pairwise(word):
-                pairs[pair] += count
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
-        if best is None or pairs[best] < 2:
-            break
-        merges.append(best)
-        joined: Counter[tuple[str, ...]] = Counter()
-        for word, count in counted.items():
-            joined[_joined(word, best)] += count
-        counted = joined
-    return merges
-
-
-def _joined(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    parts: list[str] = []
-    for part in word:
-        if parts and (parts[-1], part) == pair:
-            parts[-1] += part
-        else:
-            parts.append(part)
-    return tuple(parts)

@@ -5,7 +5,7 @@ Scalable for LLM Training" (2025), so that AdamW's learning rate serves both. to
 orthogonalises in bfloat16, which processors without such instructions do some 50 times slower than float32.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,29 +18,40 @@ ITERATIONS = 5
 MOMENTUM = 0.95
 
 
-def build_optimizer(module: nn.Module, spec: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of `spec` over `module`'s trainable parameters; vectors, scalars and embeddings do not decay."""
-    named = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
-    tables = ("embedding", "logit_scale")
-    decayed = [weight for name, weight in named if weight.ndim >= 2 and not any(word in name for word in tables)]
-    kept = {id(weight) for weight in decayed}
-    rest = [weight for _, weight in named if id(weight) not in kept]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": spec.weight_decay, "matrices": True},
-        {"params": rest, "weight_decay": 0.0, "matrices": False},
+def build_optimizer(
+    module: nn.Module, spec: Optimizer, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of `spec` over `module`'s trainable parameters; vectors, scalars and embeddings do not decay.
+
+    `factors`: parameter -> what its rate is multiplied by (1 where not named); each group carries its own as `factor`.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, weight in module.named_parameters():
+        if weight.requires_grad:
+            decays = weight.ndim >= 2 and not any(word in name for word in ("embedding", "logit_scale"))
+            groups.setdefault(((factors or {}).get(name, 1.0), decays), []).append(weight)
+    listed: list[dict[str, Any]] = [
+        {
+            "params": weights,
+            "factor": factor,
+            "lr": factor * (spec.lr or 0.0),
+            "weight_decay": spec.weight_decay if decays else 0.0,
+            "matrices": decays,
+        }
+        for (factor, decays), weights in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
     if spec.name == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr)
+        return torch.optim.SGD(listed)
     if spec.name == "muon":
-        return Muon(groups, lr=spec.lr, betas=(0.9, spec.beta2))
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=(0.9, spec.beta2), eps=1e-8)
+        return Muon(listed, betas=(0.9, spec.beta2))
+    return torch.optim.AdamW(listed, betas=(0.9, spec.beta2), eps=1e-8)
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for the groups marked `matrices`, AdamW for the others."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": 0.0, "matrices": False})
+    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": 1e-8, "weight_decay": 0.0, "matrices": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -70,6 +70,7 @@ APPLIES: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
 }
 VIEWS = ("front", "left", "right")
 PREFIXES = {"cookware": "CW", "garments": "GM", "starter": "ST"}
+WORN = 0.65  # share of the starter's garments that a person wears; the others lie flat
 PORTION = 64  # pictures drawn at a time by a worker
 QUALITY = 90  # of the JPEGs
 BRANDS = ("Alder", "Borough", "Cinder", "Dunmore", "Elbe", "Fjord", "Garnet", "Hearth", "Ivo", "Juniper")
@@ -290,7 +291,9 @@ def picture(spec: RenderSpec, truth: dict[str, str], number: int, view: int) -> 
     scene = _scene(snap, wide=wide)
     if kind not in COOKWARE and kind not in VESSELS:
         trim = cloth.second if cloth.pattern != "solid" or look.random() < 0.3 else cloth.colour
-        shapes = draw_garment(Garment(kind, truth["sleeve"], truth["neckline"], cloth, trim, draws))
+        worn = _random(spec, 5, number, view).uniform(size=11).tolist() if wide else [1.0]
+        person = worn[1:] if worn[0] < WORN else ()
+        shapes = draw_garment(Garment(kind, truth["sleeve"], truth["neckline"], cloth, trim, draws, person))
         squeeze = 1.0 if view == 0 else float(snap.uniform(0.88, 0.98))
         return encode_jpeg(
             paint(shapes, replace(scene, standing=False, gloss=0.0, squeeze=squeeze), spec.size), QUALITY
@@ -324,7 +327,7 @@ def _cloth(truth: dict[str, str], random: np.random.Generator, *, wide: bool) ->
 
 def _scene(random: np.random.Generator, *, wide: bool) -> Scene:
     """The photographer's part; a starter's varies more."""
-    studio = LOOSE if wide else STRICT
+    studio = LOOSE if wide and random.random() < 0.6 else STRICT
     bright, below = (int(grey) for grey in random.integers(studio.ground, 256, 2))
     below = below if random.random() < 0.6 else bright
     left, up = random.uniform(-studio.shift, studio.shift, 2).tolist()

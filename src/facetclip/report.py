@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from pydantic import TypeAdapter
 
+from facetclip.calibration import ReliabilityBin
 from facetclip.files import write_whole
 from facetclip.metrics import AttributeMetrics
 
@@ -31,6 +32,7 @@ class Means:
     macro_f1: float
     balanced_accuracy: float
     log_loss: float
+    ece: float
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,23 @@ def _padded(text: str, width: int, place: int) -> str:
 
 
 def summary_table(report: EvalReport) -> str:
-    """Macro-F1 and accuracy of every attribute: always the most frequent value, zero-shot, and the model."""
+    """Macro-F1 and accuracy of every attribute: always the most frequent value, zero-shot, and the model, whose
+    calibration error stands last."""
     groups = ["majority", *(["zero-shot"] if report.zero_shot else []), "model"]
-    headers = ["attribute", "items", *(f"F1 {name}" for name in groups), *(f"acc. {name}" for name in groups)]
+    headers = ["attribute", "items", *(f"F1 {name}" for name in groups), *(f"acc. {name}" for name in groups), "ECE"]
     measured = report.model.attributes
     # [attributes, 2 metrics, what stands side by side]
     numbers = np.array([[_column(report, name, key) for key in ("macro_f1", "accuracy")] for name in measured])
     rows = [
-        [name, f"{measured[name].items:,}", *(f"{number:.3f}" for number in numbers[place].ravel())]
+        [name, f"{measured[name].items:,}", *_thousandths(*numbers[place].ravel(), measured[name].ece)]
         for place, name in enumerate(measured)
     ]
-    return text_table(headers, [*rows, ["mean", "", *(f"{number:.3f}" for number in numbers.mean(axis=0).ravel())]])
+    mean = _thousandths(*numbers.mean(axis=0).ravel(), report.model.mean.ece)
+    return text_table(headers, [*rows, ["mean", "", *mean]])
+
+
+def _thousandths(*numbers: float) -> list[str]:
+    return [f"{number:.3f}" for number in numbers]
 
 
 def _column(report: EvalReport, name: str, key: str) -> list[float]:
@@ -168,10 +176,16 @@ def draw_confusion(name: str, measured: AttributeMetrics) -> bytes:
         text = f"{counts[row, column]:,}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=_count_size(text, cell))
     _label_matrix(axes, labels, counts)
-    figure.text(0.12 / wide, 1 - 0.3 / high, _shortened(name, 40), fontsize=14, weight="bold", color=INK, va="center")
     caption = f"accuracy {measured.accuracy:.3f}    macro-F1 {measured.macro_f1:.3f}    {measured.items:,} items"
-    figure.text(0.12 / wide, 1 - 0.6 / high, caption, fontsize=9, color=MUTED, va="center")
+    _head(figure, _shortened(name, 40), caption)
     return _png(figure)
+
+
+def _head(figure: Any, title: str, caption: str) -> None:
+    """Two lines of text in the upper left corner, 0.3 and 0.6 inches from the top."""
+    wide, high = figure.get_size_inches()
+    figure.text(0.12 / wide, 1 - 0.3 / high, title, fontsize=14, weight="bold", color=INK, va="center")
+    figure.text(0.12 / wide, 1 - 0.6 / high, caption, fontsize=9, color=MUTED, va="center")
 
 
 def _label_matrix(axes: Any, labels: list[str], counts: np.ndarray) -> None:
@@ -207,6 +221,61 @@ def _count_size(text: str, cell: float) -> float:
 def _shortened(text: str, most: int = LONGEST_NAME) -> str:
     # A dollar sign would start mathematics in matplotlib.
     return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
+
+
+def answers(measured: AttributeMetrics) -> dict[str, str]:
+    """How to speak of the answers that were binned by their probability: what they are, and of both axes' numbers."""
+    if measured.exact_match is None:
+        return {"count": "items", "across": "probability of the value read", "up": "share that is right"}
+    return {"count": "answers", "across": "probability of a value", "up": "share that has the value"}
+
+
+def reliability_dots(measured: AttributeMetrics) -> list[tuple[ReliabilityBin, float]]:
+    """The bins of a reliability diagram, and how many items each holds as a share of the fullest."""
+    most = max((each.items for each in measured.reliability), default=1)
+    return [(each, each.items / most) for each in measured.reliability]
+
+
+def draw_reliability(name: str, measured: AttributeMetrics) -> bytes:
+    """A PNG of how sure the model was against how right: a dot for each bin, its area the number of answers in it.
+
+    On the dashed line the two agree; the strip below counts the answers in each bin.
+    """
+    from matplotlib.figure import Figure
+
+    wide, high, side, words = 4.5, 5.55, 3.3, answers(measured)
+    figure = Figure(figsize=(wide, high), dpi=160, facecolor="white")
+    axes = figure.add_axes((0.85 / wide, 1.35 / high, side / wide, side / high))
+    strip = figure.add_axes((0.85 / wide, 0.65 / high, side / wide, 0.5 / high))
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    for each, fullness in reliability_dots(measured):
+        axes.vlines(each.confidence, each.accuracy, each.confidence, color=RAMP[2], linewidth=2, zorder=2)
+        area = 14 + 210 * fullness
+        axes.scatter(each.confidence, each.accuracy, area, MODEL_COLOUR, edgecolors="white", zorder=3, clip_on=False)
+        strip.bar((each.low + each.high) / 2, fullness, 0.85 * (each.high - each.low), color=RAMP[2])
+    _scale(axes, words["up"])
+    axes.set(ylim=(0, 1), xticklabels=[])
+    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9, color=MUTED)
+    _scale(strip, words["count"])
+    strip.set(ylim=(0, 1.05))
+    strip.set_yticks([1], [f"{max((each.items for each in measured.reliability), default=0):,}"])
+    strip.tick_params(axis="y", labelsize=9, labelcolor=MUTED)
+    strip.set_xlabel(words["across"], fontsize=9, color=MUTED, labelpad=6)
+    total = sum(each.items for each in measured.reliability)
+    _head(figure, _shortened(name, 28), f"ECE {measured.ece:.3f}    {total:,} {words['count']}")
+    return _png(figure)
+
+
+def _scale(axes: Any, upward: str) -> None:
+    """Probabilities from 0 to 1 to the right, without a frame."""
+    axes.set(xlim=(0, 1))
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9, color=MUTED)
+    axes.set_ylabel(upward, fontsize=9, color=MUTED)
+    axes.yaxis.set_label_coords(-0.17, 0.5)
+    axes.tick_params(length=0)
+    axes.grid(color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
 
 
 def draw_summary(report: EvalReport) -> bytes:
@@ -265,7 +334,9 @@ def render_page(report: EvalReport) -> str:
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     matrices = {name: _matrix(measured) for name, measured in report.model.attributes.items()}
     beside = {name: _beside(report, name) for name in report.model.attributes}
-    return page.from_string(template).render(report=report, beside=beside, matrices=matrices)
+    dots = {name: reliability_dots(measured) for name, measured in report.model.attributes.items()}
+    words = {name: answers(measured) for name, measured in report.model.attributes.items()}
+    return page.from_string(template).render(report=report, beside=beside, matrices=matrices, dots=dots, words=words)
 
 
 def _matrix(measured: AttributeMetrics) -> dict[str, Any]:
@@ -283,9 +354,11 @@ def _matrix(measured: AttributeMetrics) -> dict[str, Any]:
 
 
 def write_report(report: EvalReport, out: Path) -> None:
-    """`confusion_ATTRIBUTE.png`, `summary.png`, `index.html` and, last, `report.json` in the folder `out`."""
+    """`confusion_ATTRIBUTE.png`, `reliability_ATTRIBUTE.png`, `summary.png`, `index.html` and, last, `report.json` in
+    the folder `out`."""
     for name, measured in report.model.attributes.items():
         write_whole(out / f"confusion_{quote(name, safe=' ')}.png", draw_confusion(name, measured))
+        write_whole(out / f"reliability_{quote(name, safe=' ')}.png", draw_reliability(name, measured))
     write_whole(out / "summary.png", draw_summary(report))
     write_whole(out / "index.html", render_page(report).encode("utf-8"))
     write_whole(out / "report.json", report.to_json().encode("utf-8"))

@@ -10,21 +10,25 @@ from accelerate import Accelerator
 from facetclip.config import RunConfig
 from facetclip.evaluate import evaluate
 from facetclip.files import write_whole
-from facetclip.index import open_index
+from facetclip.finishing import finish_model
 from facetclip.model import CARD, load_model
 from facetclip.registry import register
 from facetclip.scores import reader_digest
 from facetclip.spool import RECORD
 from facetclip.tracking import Tracker
-from facetclip.trainer import Trainer, TrainResult, make_accelerator
+from facetclip.trainer import Trainer, TrainResult, make_accelerator, start_model
 
 REGISTERED = "registered.json"  # which model of the run folder is in the registry, so that none is filed twice
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a finished run left. `version`: of the registered model, None where the run names none or MLflow is away."""
+    """What a finished run left: the model that ships, and the best weights as trained.
 
+    `version`: of the registered model, None where the run names none or MLflow is away.
+    """
+
+    model: Path
     result: TrainResult
     version: str | None
 
@@ -34,15 +38,15 @@ def run_training(run: RunConfig, *, fresh: bool = False) -> RunOutcome:
     accelerator = make_accelerator()
     folder = Path(run.output.folder)
     if fresh and accelerator.is_main_process:
-        for name in ("checkpoints", "model", REGISTERED, RECORD):
+        for name in ("checkpoints", "best", "model", REGISTERED, RECORD):
             remove(folder / name)
     accelerator.wait_for_everyone()
-    tracker = start_tracker(run, folder) if accelerator.is_main_process else None
+    trainer = Trainer(run, accelerator)
+    tracker = trainer.tracker = start_tracker(trainer.run, folder) if accelerator.is_main_process else None
     try:
-        trainer = Trainer(run, accelerator, tracker)
         trainer.resume()
         result = trainer.train()
-        version = finish(run, result, tracker) if tracker else None
+        version = finish(trainer, result, tracker) if tracker else None
     except BaseException:
         if tracker:
             tracker.finish("FAILED")
@@ -50,7 +54,7 @@ def run_training(run: RunConfig, *, fresh: bool = False) -> RunOutcome:
     if tracker:
         tracker.finish("FINISHED")
     leave(accelerator)
-    return RunOutcome(result, version)
+    return RunOutcome(folder / "model", result, version)
 
 
 def remove(path: Path) -> None:
@@ -81,24 +85,28 @@ def start_tracker(run: RunConfig, folder: Path) -> Tracker:
     )
 
 
-def finish(run: RunConfig, result: TrainResult, tracker: Tracker) -> str | None:
-    """Measure the best model on the validation split, file report and pictures, register the model once."""
-    folder, shards = Path(run.output.folder), Path(run.data.shards)
-    if len(open_index(shards).rows("validation")):
-        evaluate(str(result.model), shards, "validation", folder / "validation")
+def finish(trainer: Trainer, result: TrainResult, tracker: Tracker) -> str | None:
+    """Blend and calibrate the best weights, measure them on the validation split, file the report, register once."""
+    run, folder, index = trainer.run, trainer.folder, trainer.index
+    model = folder / "model"
+    start = start_model(run, index) if run.tuning.interpolate and not run.model.new else None
+    judgement = finish_model(result.best, model, index, trainer.inputs, start=start, device=trainer.accelerator.device)
+    tracker.metrics(trainer.state.step, {f"final/{name}": value for name, value in judgement.values.items()})
+    if len(index.rows("validation")):
+        evaluate(str(model), Path(run.data.shards), "validation", folder / "validation")
         tracker.artifact(folder / "validation")
-    for path in (folder / "run.json", result.model / CARD):
+    for path in (folder / "run.json", model / CARD):
         tracker.artifact(path)
-    return _register_once(run, result, tracker.run_id) if run.tracking.register_as else None
+    return _register_once(run, model, tracker.run_id) if run.tracking.register_as else None
 
 
-def _register_once(run: RunConfig, result: TrainResult, run_id: str | None) -> str | None:
-    record, digest = Path(run.output.folder) / REGISTERED, reader_digest(load_model(str(result.model)))
+def _register_once(run: RunConfig, model: Path, run_id: str | None) -> str | None:
+    record, digest = Path(run.output.folder) / REGISTERED, reader_digest(load_model(str(model)))
     if record.is_file():
         known = json.loads(record.read_text())
         if known == {"digest": digest, "version": known["version"], "name": run.tracking.register_as}:
             return known["version"]
-    version = register(result.model, name=str(run.tracking.register_as), run_id=run_id)
+    version = register(model, name=str(run.tracking.register_as), run_id=run_id)
     if version is not None:
         known = {"digest": digest, "version": version, "name": run.tracking.register_as}
         write_whole(record, json.dumps(known).encode())

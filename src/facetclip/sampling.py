@@ -1,58 +1,135 @@
-"""The plan: which items make up each global batch, a pure function of (labels, spec, seed, epoch).
+"""The plan: which items make up each global batch, a pure function of (labels, products, spec, seed, epoch).
 
-Items that carry the same labels form a cell. Cells are weighted by iterative proportional fitting (raking, Deming and
-Stephan 1940) until every attribute's labelled values weigh the same, as far as `max_repeats` lets rare ones be
-repeated; whole numbers of draws come from systematic sampling, so no count strays from its share by more than one; and
-draws are dealt to the batches like cards from a deck sorted by cell, so every batch has the mix of the whole epoch.
+1. Every item gets an expected number of draws, by iterative proportional fitting (raking, Deming and Stephan 1940) of
+   one factor a value, until every attribute's labelled draws are spread as the strategy asks, no item above
+   `max_repeats`.
+2. Whole numbers of draws come from systematic sampling (Madow 1949) over the items sorted by their labels, so no
+   value's count strays from its share by more than one. The start moves on by the golden ratio from epoch to epoch,
+   which visits the items of frequent values in turn instead of leaving some out by chance.
+3. The draws, sorted by label, are dealt to the batches like cards, so every batch has the mix of the whole epoch; then
+   views of one product that met in a batch change places with draws of the same label.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from facetclip.errors import UserError
 
-ROUNDS = 50  # of raking; one attribute converges in one, ten with gaps in about twenty
-TOLERANCE = 1e-3
-ITEM, DRAW, BATCH, PLACE = range(4)  # what a random stream decides
+Strategy = Literal["balanced", "square_root", "natural"]
+POWERS: dict[Strategy, float] = {"balanced": 0.0, "square_root": 0.5, "natural": 1.0}
+ROUNDS = 60  # of raking; one attribute converges in one, ten with gaps in some ten
+FULL_ROUNDS = 3  # over all items, after the factors were fitted on a sample of them
+SAMPLE = 200_000
+TOLERANCE = 2e-3
+FARTHEST = 1e4  # times the cap: where others at their cap leave a value short, its factor would grow for ever
+MOST_CODES = 1 << 12  # of an attribute; labels above (bit masks) are numbered anew
+GOLDEN = (5**0.5 - 1) / 2
+TRIES = 48  # places with which a view that met another of its product may change
+SHORT = 0.9  # of its share: below, a value is reported
+ORDER, OFFSET, DEAL, BATCH, PLACE, SUBSET, FIT = range(7)  # what a random stream decides
 
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """`batch`: items in a global batch. `balanced`: values drawn equally often; otherwise as they occur."""
+    """`batch`: items in a global batch. `strategy`: values of an attribute drawn equally often, as the square root of
+    how often they occur, or as they occur. `over`: the attributes it is about, none for all. `max_repeats`: an epoch.
+    """
 
     batch: int
-    balanced: bool = True
+    strategy: Strategy = "balanced"
+    over: tuple[str, ...] = ()
     max_repeats: int = 4
 
 
-@dataclass(frozen=True)
-class Cells:
-    """Items grouped by labels: cell c, labelled `labels[:, c]`, holds `order[start[c] : start[c] + size[c]]`."""
+def plan_epoch(
+    labels: Mapping[str, np.ndarray], products: np.ndarray, spec: SamplingSpec, *, seed: int, epoch: int
+) -> np.ndarray:
+    """Places of the items of each global batch, int64 [steps, batch].
 
-    order: np.ndarray
-    start: np.ndarray
-    size: np.ndarray
-    labels: np.ndarray
+    `labels`: attribute -> label of each item [n], negative where there is none (a bit mask counts as one value);
+    `products` [n]. Items without any label teach nothing and are left out; with `natural` every other item is drawn,
+    and the last batch is filled up. UserError when nothing is labelled or a batch cannot be filled.
+    """
+    useful = _useful(labels)
+    natural = spec.strategy == "natural"
+    repeats = 1 if natural else spec.max_repeats
+    if spec.batch > len(useful) * repeats:
+        raise UserError(
+            f"a batch of {spec.batch} cannot be filled: {len(useful)} labelled items, repeated {repeats} times at most"
+        )
+    steps = -(-len(useful) // spec.batch) if natural else max(1, len(useful) // spec.batch)
+    balanced = [labels[name][useful] for name in spec.over or labels]
+    others = [labels[name][useful] for name in labels if spec.over and name not in spec.over]
+    codes = [_codes(column) for column in balanced]
+    key = _sort_key([*codes, *map(_codes, others)])
+    product = _numbered(products[useful])
+    order = _sorted(key, product, _stream(seed, 0, ORDER))
+    draws = steps * spec.batch
+    if natural:
+        expected = np.full(len(useful), draws / len(useful))
+    else:
+        expected = expected_draws(codes, draws, spec, seed=seed)
+    offset = (_stream(seed, 0, OFFSET).random() + epoch * GOLDEN) % 1
+    counts = systematic_counts(expected[order], draws, offset)
+    drawn = np.repeat(order, counts)
+    deck = drawn[_sorted(key[drawn], product[drawn], _stream(seed, epoch, DEAL))]
+    dealt = deck.reshape(spec.batch, steps)[:, _stream(seed, epoch, BATCH).permutation(steps)]
+    _part_views(dealt, product, codes[0])
+    return useful[_stream(seed, epoch, PLACE).permuted(dealt.T, axis=1)]
 
 
-def group_cells(labels: Mapping[str, np.ndarray]) -> Cells:
-    """The cells of `labels` (attribute -> label of each item [n]), sorted by the first attribute, then the next."""
-    columns = [np.unique(column, return_inverse=True) for column in labels.values()]
-    count = len(columns[0][1])
-    key = np.zeros(count, dtype=np.int64)
-    for values, codes in columns:
-        if int(key.max(initial=0) + 1) * len(values) >= 2**62:
+def _useful(labels: Mapping[str, np.ndarray]) -> np.ndarray:
+    known = np.zeros(len(next(iter(labels.values()))), dtype=bool)
+    for column in labels.values():
+        known |= column >= 0
+    if not known.any():
+        raise UserError("no item of the training split carries a label; label some, or check the schema's values")
+    return np.flatnonzero(known)
+
+
+def _stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed % 2**63, epoch, purpose))))
+
+
+def _codes(column: np.ndarray) -> np.ndarray:
+    """0 where there is no label, else from 1; in as few bytes as it takes."""
+    most = int(column.max(initial=-1))
+    if most >= MOST_CODES:
+        values, numbered = np.unique(np.maximum(column, -1), return_inverse=True)
+        return (numbered + (1 if values[0] >= 0 else 0)).astype(np.int32)
+    return np.maximum(column, -1).astype(np.int16) + np.int16(1)
+
+
+def _sort_key(codes: Sequence[np.ndarray]) -> np.ndarray:
+    """int64 [n]: sorts by the first attribute, then the next."""
+    key = np.zeros(len(codes[0]), dtype=np.int64)
+    top = 1
+    for code in codes:
+        base = int(code.max(initial=0)) + 1
+        if top * base >= 2**62:
             key = np.unique(key, return_inverse=True)[1].astype(np.int64)
-        key *= len(values)
-        key += codes
-    order = np.argsort(_narrow(key), kind="stable")
-    key = key[order]
-    start = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if count else np.zeros(0, dtype=np.int64)
-    size = np.diff(np.r_[start, count])
-    first = order[start]
-    return Cells(order, start, size, np.stack([column[first] for column in labels.values()]))
+            top = int(key.max(initial=0)) + 1
+        key *= base
+        key += code
+        top *= base
+    return key
+
+
+def _numbered(products: np.ndarray) -> np.ndarray:
+    """int32 [n]: the same products counted from 0 without large gaps."""
+    if products.max(initial=0) <= 4 * len(products) and products.min(initial=0) >= 0:
+        return products.astype(np.int32)
+    return np.unique(products, return_inverse=True)[1].astype(np.int32)
+
+
+def _sorted(key: np.ndarray, product: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The order by `key`, products shuffled within equal keys, views of one product side by side."""
+    place = random.permutation(int(product.max(initial=0)) + 1).astype(np.int32)
+    by_product = np.argsort(place[product], kind="stable")
+    return by_product[np.argsort(_narrow(key[by_product]), kind="stable")]
 
 
 def _narrow(key: np.ndarray) -> np.ndarray:
@@ -61,38 +138,89 @@ def _narrow(key: np.ndarray) -> np.ndarray:
     return key.astype(np.uint16 if most < 2**16 else np.uint32 if most < 2**32 else np.int64)
 
 
-def rake(cells: Cells, draws: int, max_repeats: int) -> np.ndarray:
-    """Expected draws of each cell, summing to `draws`, no item more than `max_repeats` times.
+def expected_draws(codes: Sequence[np.ndarray], draws: int, spec: SamplingSpec, *, seed: int) -> np.ndarray:
+    """Expected draws of each item [n], summing to `draws`, none above `spec.max_repeats`.
 
-    Each attribute's labelled draws are spread evenly over its values as far as the other attributes and the cap allow.
+    An item's is the product of one factor for each of its values, cut off at the cap; the factors are those at which
+    each attribute's labelled draws are spread as the strategy asks, as far as the others and the cap allow. Of many
+    items a sample settles the factors, and a few rounds over all of them what the sample got wrong. `codes`: per
+    attribute [n], 0 where unlabelled.
     """
-    cap = cells.size * float(max_repeats)
-    expected = _fill(cells.size.astype(np.float64), cap, draws)
-    columns = [np.unique(row, return_inverse=True) for row in cells.labels]
-    for _ in range(ROUNDS):
-        before = expected
-        for values, codes in columns:
-            target = np.bincount(codes, weights=expected)
-            labelled = values >= 0
-            if labelled.any():
-                share = np.where(labelled, target[labelled].mean() / np.maximum(target, 1e-300), 1.0)
-                expected = _fill(expected * share[codes], cap, draws)
-        if np.abs(expected - before).max() <= TOLERANCE * max(1.0, expected.max()):
+    items, cap = len(codes[0]), float(spec.max_repeats)
+    shares = [_shares(np.bincount(code)[1:], spec.strategy) for code in codes]
+    weight = np.full(items, draws / items)
+    if items > 2 * SAMPLE:
+        sample = _stream(seed, 0, FIT).integers(0, items, SAMPLE)
+        factors = _rake([code[sample] for code in codes], shares, weight[sample], cap, ROUNDS)
+        for code, factor in zip(codes, factors, strict=True):
+            weight *= factor[code]
+    weight *= _level(weight, cap, draws)
+    _rake(codes, shares, weight, cap, ROUNDS if items <= 2 * SAMPLE else FULL_ROUNDS)
+    for _ in range(2):  # the second for what rounding left
+        weight *= _level(weight, cap, draws)
+        np.minimum(weight, cap, out=weight)
+    return weight
+
+
+def _shares(counts: np.ndarray, strategy: Strategy) -> np.ndarray:
+    """What part of an attribute's labelled draws each value is to have; nothing for a value that nobody carries."""
+    wanted = np.where(counts > 0, counts.astype(np.float64) ** POWERS[strategy], 0.0)
+    return wanted / max(wanted.sum(), 1e-300)
+
+
+def _rake(
+    codes: Sequence[np.ndarray], shares: Sequence[np.ndarray], weight: np.ndarray, cap: float, rounds: int
+) -> list[np.ndarray]:
+    """The factors, per attribute [1 + values], that `weight` was multiplied by, in place; it is not cut at `cap`."""
+    total = np.minimum(weight, cap).sum()
+    factors = [np.ones(len(share) + 1) for share in shares]
+    most = [np.bincount(code, minlength=len(share) + 1)[1:] * cap for code, share in zip(codes, shares, strict=True)]
+    for _ in range(rounds):
+        worst = 0.0
+        for code, share, room, factor in zip(codes, shares, most, factors, strict=True):
+            mass = np.bincount(code, weights=np.minimum(weight, cap), minlength=len(share) + 1)[1:]
+            wanted = _poured(share, room, mass.sum())
+            step = np.ones(len(share) + 1)
+            step[1:] = np.where(mass > 0, wanted / np.maximum(mass, 1e-300), 1.0)
+            step[1:][mass >= 0.999 * room] = 1.0  # no factor draws more of what is at its cap
+            factor *= step
+            weight *= step[code]
+            np.minimum(weight, cap * FARTHEST, out=weight)
+            worst = max(worst, float(np.abs(step - 1).max()))
+        weight *= _level(weight, cap, total)
+        if worst <= TOLERANCE:
             break
-    return expected
+    return factors
 
 
-def _fill(weight: np.ndarray, cap: np.ndarray, total: float) -> np.ndarray:
-    """`weight` scaled to sum to `total` with no entry above `cap` (water filling); `total` <= cap.sum()."""
-    full = np.zeros(len(weight), dtype=bool)
-    while True:
-        room = total - cap[full].sum()
-        mass = weight[~full].sum()
-        scaled = np.where(full, cap, weight * (room / mass if mass > 0 else 0.0))
-        over = ~full & (scaled > cap)
+def _poured(share: np.ndarray, room: np.ndarray, total: float) -> np.ndarray:
+    """`total` spread as `share` says, none above its `room`: what one cannot take goes to the others."""
+    full = np.zeros(len(share), dtype=bool)
+    spread = np.zeros(len(share))
+    for _ in range(len(share)):
+        rest = share[~full].sum()
+        spread = np.where(full, room, share * (total - room[full].sum()) / max(rest, 1e-300))
+        over = ~full & (spread > room)
         if not over.any():
-            return scaled
+            break
         full |= over
+    return spread
+
+
+def _level(weight: np.ndarray, cap: float, total: float) -> float:
+    """The factor at which the weights, each cut off at `cap`, sum to `total` (water filling)."""
+    level = 1.0
+    for _ in range(12):
+        limit = cap / level
+        free = weight < limit
+        mass = float(weight @ free)
+        if mass <= 0:
+            break
+        step = (total - cap * (len(weight) - np.count_nonzero(free))) / mass / level
+        level *= max(step, 0.1)
+        if abs(step - 1) < 1e-6:
+            break
+    return level
 
 
 def systematic_counts(expected: np.ndarray, total: int, offset: float) -> np.ndarray:
@@ -103,56 +231,131 @@ def systematic_counts(expected: np.ndarray, total: int, offset: float) -> np.nda
     >>> systematic_counts(np.array([1.5, 1.5, 1.0]), 4, 0.5).tolist()
     [2, 1, 1]
     """
-    edges = np.floor(np.cumsum(expected) + offset).astype(np.int64)
+    edges = np.floor(np.cumsum(expected) + (offset + 1e-9)).astype(np.int64)
     edges[-1] = total  # whatever rounding did to the sum
     return np.diff(np.minimum.accumulate(edges[::-1])[::-1], prepend=0)
 
 
-def plan_epoch(labels: Mapping[str, np.ndarray], spec: SamplingSpec, *, seed: int, epoch: int) -> np.ndarray:
-    """The rows of each global batch, [steps, batch]; `labels`: attribute -> label of each candidate item [n].
+def _part_views(dealt: np.ndarray, product: np.ndarray, code: np.ndarray) -> None:
+    """Swap draws within a row of `dealt` [batch, steps], whose columns are the batches, where a batch has two of one
+    product and another batch has a draw of the same first label to give; in place."""
+    steps = dealt.shape[1]
+    if steps < 2:
+        return
+    of = product[dealt]
+    column_first = np.argsort(of, axis=0, kind="stable")
+    ranked = np.take_along_axis(of, column_first, axis=0)
+    again = np.argwhere(ranked[1:] == ranked[:-1])
+    rows, columns = column_first[again[:, 0] + 1, again[:, 1]], again[:, 1]
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        mine = of[row, column]
+        if (of[:, column] == mine).sum() < 2:
+            continue  # an earlier swap has parted them
+        reach = (column + 1 + np.arange(min(TRIES, steps - 1))) % steps
+        fits = (code[dealt[row, reach]] == code[dealt[row, column]]) & (of[row, reach] != mine)
+        for other in reach[fits].tolist():
+            theirs = of[row, other]
+            if not (of[:, other] == mine).any() and not (of[:, column] == theirs).any():
+                dealt[row, [column, other]] = dealt[row, [other, column]]
+                of[row, [column, other]] = of[row, [other, column]]
+                break
 
-    Items without any label teach nothing and are left out. Successive epochs walk through each cell, so that none of
-    its items is drawn twice before all have been drawn once. UserError when nothing is labelled or a batch cannot be
-    filled.
+
+@dataclass(frozen=True)
+class Short:
+    """A value that is drawn less often than its share: `got` of `wanted`, carried by `items`; `why` not more often."""
+
+    value: int
+    got: float
+    wanted: float
+    items: int
+    why: Literal["max_repeats", "other attributes"]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One attribute in a plan: the share of each value among its labelled draws, by value number, and what is short."""
+
+    attribute: str
+    got: dict[int, float]
+    short: tuple[Short, ...]
+
+
+def plan_mix(labels: Mapping[str, np.ndarray], plan: np.ndarray, spec: SamplingSpec) -> list[Mix]:
+    """What mix of values a plan has, attribute by attribute, and which values it draws too seldom."""
+    mixes, drawn = [], plan.ravel()
+    for name, column in labels.items():
+        values, items = np.unique(column[column >= 0], return_counts=True)
+        draws = (column[drawn][:, None] == values).sum(axis=0) if len(values) < 64 else _counted(column[drawn], values)
+        if not draws.sum():
+            continue
+        got = draws / draws.sum()
+        short: list[Short] = []
+        if spec.strategy != "natural" and (not spec.over or name in spec.over):
+            wanted = _shares(items, spec.strategy)
+            for place in np.flatnonzero(got < SHORT * wanted).tolist():
+                capped = wanted[place] * draws.sum() > spec.max_repeats * items[place]
+                why: Literal["max_repeats", "other attributes"] = "max_repeats" if capped else "other attributes"
+                share = (int(values[place]), float(got[place]), float(wanted[place]))
+                short.append(Short(*share, items=int(items[place]), why=why))
+        mixes.append(Mix(name, dict(zip(values.tolist(), got.tolist(), strict=True)), tuple(short)))
+    return mixes
+
+
+def _counted(column: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.bincount(np.searchsorted(values, column[column >= 0]), minlength=len(values))
+
+
+def describe_mix(mixes: Sequence[Mix], names: Mapping[str, Sequence[str]], most: int = 8) -> list[str]:
+    """Lines for a person: each attribute's mix, of many values the most and least frequent ones, and what is short.
+
+    >>> describe_mix([Mix("lid", {0: 0.75, 1: 0.25}, (Short(1, 0.25, 0.5, 3, "max_repeats"),))], {"lid": ["yes", "no"]})
+    ['  lid: yes 75%, no 25%', '    no: 25% instead of 50%, for 3 photos carry it, and max_repeats is reached']
     """
-    useful = np.flatnonzero(np.any([column >= 0 for column in labels.values()], axis=0))
-    repeats = spec.max_repeats if spec.balanced else 1
-    if not len(useful):
-        raise UserError("no item of the training split carries a label; label some, or check the schema's values")
-    if spec.batch > len(useful) * repeats:
-        raise UserError(
-            f"a batch of {spec.batch} cannot be filled: {len(useful)} labelled items, repeated {repeats} times at most"
-        )
-    steps = max(1, len(useful) // spec.batch)
-    draws = steps * spec.batch
-    cells = group_cells({name: column[useful] for name, column in labels.items()})
-    expected = rake(cells, draws, repeats) if spec.balanced else cells.size * (draws / len(useful))
-    offset = _stream(seed, epoch, DRAW).random()
-    counts = systematic_counts(expected, draws, offset)
-    rows = useful[_draw(cells, counts, expected, seed=seed, epoch=epoch)]
-    return _deal(rows, steps, _stream(seed, epoch, BATCH), _stream(seed, epoch, PLACE))
+    lines = []
+    for mix in mixes:
+        ranked = sorted(mix.got.items(), key=lambda pair: -pair[1])
+        shown = ranked if len(ranked) <= most else [*ranked[: most // 2], *ranked[-most // 2 :]]
+        parts = [f"{_name(names[mix.attribute], value)} {share:.0%}" for value, share in shown]
+        if len(ranked) > most:
+            parts.insert(most // 2, f"{len(ranked) - most} others")
+        lines.append(f"  {mix.attribute}: {', '.join(parts)}")
+        for short in sorted(mix.short, key=lambda short: short.got / short.wanted)[:most]:
+            why = "max_repeats is reached" if short.why == "max_repeats" else "other attributes forbid more"
+            name = _name(names[mix.attribute], short.value)
+            carried = f"{short.items} photos carry it"
+            lines.append(f"    {name}: {short.got:.0%} instead of {short.wanted:.0%}, for {carried}, and {why}")
+    return lines
 
 
-def _stream(seed: int, epoch: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed % 2**63, epoch, purpose))))
+def _name(names: Sequence[str], value: int) -> str:
+    """The value's name, or those of a bit mask's values."""
+    if value < len(names):
+        return names[value]
+    return " + ".join(name for place, name in enumerate(names) if value >> place & 1)
 
 
-def _draw(cells: Cells, counts: np.ndarray, expected: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """`counts[c]` items of each cell c, laid cell after cell.
+def labelled_subset(labels: Mapping[str, np.ndarray], products: np.ndarray, items: int, *, seed: int) -> np.ndarray:
+    """Places of `items` labelled items, fewer where fewer are labelled, as someone would pick them to be labelled.
 
-    Each cell's own fixed shuffle is read on from where the epoch before stopped.
+    The values take turns, the rarest first, each with its next item in a shuffled order: so small sets hold every
+    value, and the set of n lies within that of any larger number for the same seed.
     """
-    shuffle = _stream(seed, 0, ITEM).permutation(len(cells.order)).astype(np.int32)
-    cell_of = np.repeat(np.arange(len(cells.size), dtype=np.int32), cells.size)
-    # Sorting a global shuffle by cell, stably, shuffles within each cell.
-    shuffled = cells.order[shuffle[np.argsort(_narrow(cell_of[shuffle]), kind="stable")]]
-    done = np.floor(expected * epoch).astype(np.int64)
-    first = np.repeat(cells.start, counts)
-    within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    return shuffled[first + (within + np.repeat(done, counts)) % np.repeat(cells.size, counts)]
-
-
-def _deal(rows: np.ndarray, steps: int, batches: np.random.Generator, places: np.random.Generator) -> np.ndarray:
-    """Deal sorted `rows` to batches in turn, then shuffle the order of batches and the places inside each."""
-    dealt = rows.reshape(-1, steps).T[batches.permutation(steps)]
-    return places.permuted(dealt, axis=1)
+    useful = _useful(labels)
+    product = _numbered(products[useful])
+    order = useful[np.argsort(_stream(seed, 0, SUBSET).permutation(int(product.max()) + 1)[product], kind="stable")]
+    queues: list[np.ndarray] = []
+    for column in labels.values():
+        values, counts = np.unique(column[useful][column[useful] >= 0], return_counts=True)
+        queues += [order[column[order] == value] for value in values[np.argsort(counts, kind="stable")]]
+    queues.sort(key=len)
+    taken, places = np.zeros(len(next(iter(labels.values()))), dtype=bool), [0] * len(queues)
+    chosen: list[int] = []
+    while len(chosen) < min(items, len(useful)):
+        for number, queue in enumerate(queues):
+            while places[number] < len(queue) and taken[queue[places[number]]]:
+                places[number] += 1
+            if places[number] < len(queue) and len(chosen) < items:
+                taken[queue[places[number]]] = True
+                chosen.append(int(queue[places[number]]))
+    return np.array(chosen, dtype=np.int64)

@@ -21,6 +21,8 @@ BLANK_CELLS = frozenset({"", "n/a", "na", "#n/a", "nan", "null", "none", "nil", 
 MOST_MULTI_VALUES = 62  # the set of values of one item is a bit mask in an int64
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Wording = Text | Annotated[tuple[Text, ...], Field(min_length=1)]  # one text, or several whose features are averaged
+Prompts = tuple[tuple[str, ...], ...]  # the texts that stand for each value
 
 
 def spelling(cell: str) -> str:
@@ -32,8 +34,16 @@ def spelling(cell: str) -> str:
     return re.sub(r"[\s_\-]+", " ", cell).strip().casefold()
 
 
+def _texts(wording: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (wording,) if isinstance(wording, str) else wording
+
+
 class Attribute(Strict):
-    """One attribute: its column, its closed set of values, and how cells and prompts map to them."""
+    """One attribute: its column, its closed set of values, and how cells and prompts map to them.
+
+    `not_applicable_value`: the value that says that the attribute cannot apply, which is then learned like any other.
+    `read_template`: the wording for reading, where it is not that of training.
+    """
 
     column: Text
     values: Annotated[tuple[Text, ...], Field(min_length=2)]
@@ -42,8 +52,10 @@ class Attribute(Strict):
     not_applicable: tuple[Text, ...] = ()
     separator: Text | None = None
     applies_where: dict[Text, tuple[Text, ...]] = {}
-    template: Text = "{value}"
-    prompts: dict[Text, Text] = {}
+    not_applicable_value: Text | None = None
+    template: Wording = "{value}"
+    read_template: Wording | None = None
+    prompts: dict[Text, Wording] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Attribute":
@@ -58,13 +70,22 @@ class Attribute(Strict):
         for value in self.prompts:
             if value not in self.values:
                 raise ValueError(f"a prompt is given for {value!r}, not one of the values{closest(value, self.values)}")
-        if "{value}" not in self.template:
-            raise ValueError(f"template {self.template!r} must contain {{value}}")
+        for template in (*_texts(self.template), *_texts(self.read_template or ())):
+            if "{value}" not in template:
+                raise ValueError(f"template {template!r} must contain {{value}}")
         if self.separator and len(self.values) > MOST_MULTI_VALUES:
             raise ValueError(
                 f"a multi-valued attribute takes at most {MOST_MULTI_VALUES} values, found {len(self.values)}"
             )
+        self._check_not_applicable()
         return self
+
+    def _check_not_applicable(self) -> None:
+        value = self.not_applicable_value
+        if value is not None and self.separator:
+            raise ValueError("a multi-valued attribute cannot have a not_applicable_value")
+        if value is not None and value not in self.values:
+            raise ValueError(f"not_applicable_value {value!r} is not one of the values{closest(value, self.values)}")
 
     @property
     def multi_valued(self) -> bool:
@@ -72,15 +93,33 @@ class Attribute(Strict):
         return self.separator is not None
 
     @property
-    def prompt_texts(self) -> tuple[str, ...]:
-        """One prompt a value, in the order of `values`."""
-        return tuple(self.prompts.get(value, self.template.replace("{value}", value)) for value in self.values)
+    def not_applicable_label(self) -> int:
+        """How "cannot apply" is stored: a code of its own, or the number of the value that says so."""
+        return NOT_APPLICABLE if self.not_applicable_value is None else self.values.index(self.not_applicable_value)
+
+    @property
+    def training_prompts(self) -> Prompts:
+        """The texts that stand for each value in training, in the order of `values`."""
+        return self._prompts(self.template)
+
+    @property
+    def reading_prompts(self) -> Prompts:
+        """The texts that stand for each value when photos are read."""
+        return self._prompts(self.read_template or self.template)
+
+    def _prompts(self, templates: str | tuple[str, ...]) -> Prompts:
+        return tuple(
+            _texts(self.prompts[value])
+            if value in self.prompts
+            else tuple(template.replace("{value}", value) for template in _texts(templates))
+            for value in self.values
+        )
 
     def codes(self) -> dict[str, int]:
-        """Every explained spelling -> value index, UNLABELLED or NOT_APPLICABLE. The schema's words win over blanks."""
+        """Every explained spelling -> value index or negative code. The schema's words win over blanks."""
         table = dict.fromkeys((spelling(cell) for cell in BLANK_CELLS), UNLABELLED)
         table |= {spelling(cell): UNLABELLED for cell in self.unlabelled}
-        table |= {spelling(cell): NOT_APPLICABLE for cell in self.not_applicable}
+        table |= {spelling(cell): self.not_applicable_label for cell in self.not_applicable}
         table |= {spelling(alias): self.values.index(value) for alias, value in self.aliases.items()}
         table |= {spelling(value): place for place, value in enumerate(self.values)}
         return table
@@ -160,7 +199,10 @@ class Schema(Strict):
     def encode(self, cells: Mapping[str, str | None]) -> dict[str, int]:
         """The labels of one catalog row given as column -> cell; applicability rules outrank the cell."""
         labels = {name: attribute.encode(cells.get(attribute.column)) for name, attribute in self.attributes.items()}
-        return {name: label if self.applies(name, labels) else NOT_APPLICABLE for name, label in labels.items()}
+        return {
+            name: label if self.applies(name, labels) else self.attributes[name].not_applicable_label
+            for name, label in labels.items()
+        }
 
     def to_json(self) -> str:
         """A compact form with every default left out; `from_json` restores it."""

@@ -17,7 +17,7 @@ from facetclip.batches import ahead
 from facetclip.errors import UserError
 from facetclip.images import BadImage, square_planes
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
-from facetclip.schema import NOT_APPLICABLE, Schema
+from facetclip.schema import Schema
 
 BATCH = 64
 MOST_THREADS = 16
@@ -91,9 +91,10 @@ def reader_digest(reader: AttributeReader) -> str:
     shape = [
         getattr(tower, name) for tower in towers for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")
     ]
-    facts = (reader.preprocessing, shape, sorted(_temperatures(reader).items()))
+    facts = (reader.preprocessing, shape, sorted(reader.temperatures.items()))
     total = hashlib.sha256(f"{reader.schema.to_json()}\0{facts}".encode())
-    for name, tensor in sorted({**reader.clip.state_dict(), "prompt_ids": reader.prompt_ids}.items()):
+    prompts = {"reading_ids": reader.reading_ids, "reading_values": reader.reading_values}
+    for name, tensor in sorted({**reader.state_dict(), **prompts}.items()):
         array = tensor.detach().cpu().contiguous().numpy()
         total.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
         total.update(array.data)
@@ -162,18 +163,13 @@ def _square(reader: AttributeReader, photos: Photos, row: int) -> np.ndarray | B
 
 @torch.inference_mode()
 def _probabilities(reader: AttributeReader, pixels: Tensor) -> list[np.ndarray]:
-    """Softmax over each attribute's values, at the attribute's temperature."""
-    logits = reader(pixels.to(reader.device))
-    temperatures = _temperatures(reader)
-    scaled = [
-        scores.float() / temperatures.get(name, 1.0) for name, scores in zip(reader.schema.names, logits, strict=True)
-    ]
-    return [scores.softmax(dim=1).cpu().numpy() for scores in scaled]
-
-
-def _temperatures(reader: AttributeReader) -> Mapping[str, float]:
-    """Attribute -> temperature, where the reader was calibrated."""
-    return getattr(reader, "temperatures", {})
+    """Softmax over each attribute's values, a sigmoid for each where multi-valued, at the attribute's temperature."""
+    logits = reader(pixels.to(reader.device)).logits
+    read = []
+    for (name, attribute), scores in zip(reader.schema.attributes.items(), logits, strict=True):
+        scaled = scores.float() / reader.temperatures.get(name, 1.0)
+        read.append(scaled.sigmoid() if attribute.multi_valued else scaled.softmax(dim=1))
+    return [scores.cpu().numpy() for scores in read]
 
 
 def _joined(
@@ -198,7 +194,10 @@ def not_applicable(
     The rules go by the catalog's label where it has one, else by the prediction. An attribute that the catalog labels
     applies.
     """
-    out = {name: labels[name] == NOT_APPLICABLE for name in schema.names}
+    out = {name: labels[name] == attribute.not_applicable_label for name, attribute in schema.attributes.items()}
+    for name, attribute in schema.attributes.items():
+        if attribute.not_applicable_value is not None:
+            out[name] |= (labels[name] < 0) & (predicted[name] == attribute.not_applicable_label)
     known = {name: np.where(labels[name] >= 0, labels[name], predicted[name]) for name in schema.names}
     for _ in schema.names:  # a rule may lean on an attribute that another rule rules out
         for name, attribute in schema.attributes.items():

@@ -328,6 +328,7 @@ def _write_index(build: _Build, parts: Sequence[Part]) -> None:
         "item": rows.items.take(take),
         "product_id": rows.products.take(take),
         "product": _codes(rows.products.take(take)),
+        **({} if rows.titles is None else {"title": rows.titles.take(take)}),
         "split": rows.splits[places],
         **{LABEL + name: labels[places] for name, labels in rows.labels.items()},
         "shard": np.repeat(np.arange(len(packed), dtype=np.int32), [part.rows.num_rows for part in packed]),

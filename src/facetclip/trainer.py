@@ -6,10 +6,11 @@ whole global batch: the loss is divided by the global count of labels without a 
 
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor
 
-from facetclip.batches import Batch, PixelReader, ahead, augment, uniforms
+from facetclip.alarms import EARLIEST, collapse_alarm, mean_cosine
+from facetclip.averaging import MovingAverage
+from facetclip.batches import Inputs, PixelReader, ahead, augment
 from facetclip.checkpoint import (
     Checkpoint,
     TrainState,
@@ -28,184 +31,239 @@ from facetclip.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from facetclip.collectives import gather_rows
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
+from facetclip.features import feature_reader
+from facetclip.feed import Feed, Portion, check_run, training_rows
 from facetclip.files import replace_folder
 from facetclip.index import ShardIndex, open_index
-from facetclip.losses import attribute_losses
-from facetclip.model import AttributeReader, load_model, new_model, save_model
+from facetclip.losses import Pairing, attribute_losses, contrastive_loss
+from facetclip.model import AttributeReader, Outputs, load_model, save_model
 from facetclip.optimizers import build_optimizer
-from facetclip.sampling import SamplingSpec, plan_epoch
+from facetclip.presets import completed
 from facetclip.schedule import due, learning_rate
+from facetclip.scores import reader_digest
+from facetclip.scratch import new_model
 from facetclip.tracking import Tracker
-from facetclip.validation import measure
+from facetclip.tuning import FROZEN_IMAGES, plain_weights, rate_factors, tune
+from facetclip.validation import judge, read_logits
 
-DRAWS = 5  # random numbers that augment one photo
 ENGINES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # whole weights on every process
+OPENNESS = 0.2  # about the cosine between a photo and an unrelated caption in a pre-trained CLIP
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The folder of the best model, and the validation loss and step it has."""
+    """The folder of the best weights as they were trained, and the validation loss and step they have."""
 
-    model: Path
-    best: float
-    best_step: int
+    best: Path
+    loss: float
+    step: int
 
 
 class Trainer:
-    """One run on one process of many."""
+    """One run on one process of many. `tracker` may be set before training."""
 
-    def __init__(self, run: RunConfig, accelerator: Accelerator, tracker: Tracker | None = None) -> None:
-        self.run, self.accelerator, self.tracker = run, accelerator, tracker
+    tracker: Tracker | None = None
+
+    def __init__(self, run: RunConfig, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
         self.folder = Path(run.output.folder)
         self.index = open_index(Path(run.data.shards))
-        self.rows = self.index.rows("train")
+        check_run(run, self.index, accelerator.num_processes)
         torch.manual_seed(run.train.seed)
-        reader = _start(run, self.index)
-        if run.train.freeze_text:
-            reader.lock_text()
-        self.multi_valued = [attribute.multi_valued for attribute in reader.schema.attributes.values()]
-        size, fit = reader.preprocessing.size, reader.preprocessing.fit
-        self.pixels = PixelReader(self.index, size, fit, cached=self.rows)
-        optimizer = build_optimizer(reader, run.optimizer)
-        self.reader = reader  # the model without the engine's wrapping
-        self.model, self.optimizer = self.accelerator.prepare(reader, optimizer)
+        self.reader = start_model(run, self.index)  # without the engine's wrapping
+        rows, width = training_rows(run, self.index), self.reader.clip.config.vision_config.hidden_size
+        self.run = completed(run, labelled=len(rows), width=width)
+        self.start_digest = reader_digest(self.reader)
+        self.inputs = self._inputs()
+        tune(self.reader, self.run.tuning)
+        self.feed = Feed(self.run, self.index, self.reader, (accelerator.process_index, accelerator.num_processes))
+        self.steps = 0 if run.tuning.mode == "zero_shot" else self.run.train.steps or 0
+        self.model: Any = self.reader.to(accelerator.device)
+        self.optimizer: Any = None
+        if self.steps:
+            factors = rate_factors(self.reader, run.tuning.layer_decay)
+            optimizer = build_optimizer(self.reader, self.run.optimizer, factors)
+            self.model, self.optimizer = accelerator.prepare(self.reader, optimizer)
+        self.average = MovingAverage(self.reader, run.train.average)
         self.state = TrainState()
-        self.steps_per_epoch = len(self._plan_of(0))
+        self._alarmed, self._loss_before = False, math.inf
 
-    def _plan_of(self, epoch: int) -> np.ndarray:
-        """Rows of the index for each global batch of `epoch`, [steps, batch]."""
-        spec = SamplingSpec(
-            batch=self.run.train.batch,
-            balanced=self.run.sampling.strategy == "balanced",
-            max_repeats=self.run.sampling.max_repeats,
-        )
-        labels = {name: column[self.rows] for name, column in self.index.labels.items()}
-        return self.rows[plan_epoch(labels, spec, seed=self.run.train.seed, epoch=epoch)]
+    def _inputs(self) -> Inputs:
+        """Photos, or where nothing changes them on their way through the image tower their features."""
+        train, validation = training_rows(self.run, self.index), self.index.rows("validation")
+        size, fit = self.reader.preprocessing.size, self.reader.preprocessing.fit
+        pixels = PixelReader(self.index, size, fit, cached=np.union1d(train, validation))
+        if not (self.run.tuning.cache and self.run.tuning.mode in FROZEN_IMAGES):
+            return pixels
+        every = np.union1d(self.index.rows("train"), validation)  # so that runs on fewer labels share them
+        folder = Path(self.run.data.features or self.folder / "features")
+        return feature_reader(self.reader, pixels, every, folder, self.accelerator)
 
-    def _portions(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(step, rows of the global batch) from the present step to the last."""
-        epoch_planned, plan = -1, np.zeros((0, 0), dtype=np.int64)
-        for step in range(self.state.step, self.run.train.steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != epoch_planned:
-                plan, epoch_planned = self._plan_of(epoch), epoch
-            yield step, plan[place]
-
-    def _prepare(self, portion: tuple[int, np.ndarray]) -> tuple[int, Batch, np.ndarray, int]:
-        """This process's columns of a global batch, their random draws, and the global count of labels."""
-        step, rows = portion
-        count = int((self.index.label_matrix(rows) >= 0).sum())
-        mine = np.arange(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
-        places = step * np.int64(len(rows)) + mine
-        return step, self.pixels.batch(rows[mine]), uniforms(self.run.train.seed, places, DRAWS), count
-
-    def forward_backward(self, batch: Batch, draws: np.ndarray, count: int) -> Tensor:
-        """Gradients of the mean loss over all labels of the global batch; returns this process's share of that loss."""
-        total = torch.zeros((), device=self.accelerator.device)
+    def forward_backward(self, portion: Portion) -> tuple[Tensor, Tensor]:
+        """Gradients of the loss over the global batch; this process's share of it, and how alike its photos look."""
+        batch, device = portion.batch, self.accelerator.device
+        total, likeness = torch.zeros((), device=device), torch.zeros((), device=device)
         size = self.run.train.micro_batch or len(batch.rows)
         starts = range(0, len(batch.rows), size)
         for start in starts:
             part = slice(start, start + size)
-            pixels = batch.pixels[part].to(self.accelerator.device, non_blocking=True)
-            random = torch.from_numpy(draws[part]).to(self.accelerator.device)
-            labels = batch.labels[part].to(self.accelerator.device)
+            inputs = batch.inputs[part].to(device, non_blocking=True)
+            if inputs.ndim == 4:
+                random = torch.from_numpy(portion.draws[part]).to(device)
+                inputs = augment(inputs, random, self.run.augment)
+            ids = None if portion.caption_ids is None else portion.caption_ids.to(device)
             last = start == starts[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.model), self.accelerator.autocast():
-                logits = self.model(augment(pixels, random, self.run.augment))
-                sums = attribute_losses(logits, labels, self.multi_valued, smoothing=self.run.train.label_smoothing)
-                loss = sums.sum() / count
+                outputs: Outputs = self.model(inputs, ids)
+                loss = self._loss(outputs, batch.labels[part].to(device), portion)
                 # Data parallelism averages gradients over processes; the loss is a sum over them.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
-        return total
+            features = outputs.images.detach()
+            likeness = mean_cosine(features.sum(dim=0).square().sum(), len(features))
+        return total, likeness
 
-    def train_step(self, step: int, batch: Batch, draws: np.ndarray, count: int) -> Tensor:
+    def _loss(self, outputs: Outputs, labels: Tensor, portion: Portion) -> Tensor:
+        weights = self.run.objective
+        sums = attribute_losses(outputs.logits, labels, self.feed.objective)
+        loss = weights.attributes * sums.sum() / portion.count
+        if outputs.captions is None or portion.groups is None:
+            return loss
+        mine = len(outputs.images) * self.accelerator.process_index
+        pairing = Pairing(
+            images=gather_rows(outputs.images),
+            captions=gather_rows(outputs.captions),
+            groups=portion.groups.to(outputs.images.device),
+            mine=slice(mine, mine + len(outputs.images)),
+        )
+        bias = -OPENNESS * self.reader.scale.detach() - math.log(max(1, len(portion.groups) - 1))
+        contrast = contrastive_loss(pairing, self.reader.scale, bias, weights.form)
+        return loss + weights.contrastive * contrast / len(portion.groups)
+
+    def train_step(self, portion: Portion) -> tuple[Tensor, Tensor]:
         """One update."""
         self.model.train()
         rate = learning_rate(
-            step,
-            peak=self.run.optimizer.lr,
+            portion.step,
+            peak=self.run.optimizer.lr or 0.0,
             final=self.run.optimizer.final_lr,
-            warmup=self.run.optimizer.warmup_steps,
-            steps=self.run.train.steps,
+            warmup=self.run.optimizer.warmup_steps or 0,
+            steps=self.steps,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.forward_backward(batch, draws, count)
+            group["lr"] = rate * group["factor"]
+        measured = self.forward_backward(portion)
         if self.run.optimizer.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.run.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss
+        self.average.update(portion.step + 1)
+        return measured
 
     def train(self) -> TrainResult:
-        """All steps from the present one; the best model on the validation split ends in `output.folder/model`."""
-        run, last = self.run, self.run.train.steps
+        """All steps from the present one; the best weights on the validation split end in `output.folder/best`."""
+        run, last = self.run, self.steps
+        if self.state.step == 0:
+            self._describe()
+        if not self.steps:
+            self.validate()
         log = StepLog()
-        for step, batch, draws, count in ahead(self._prepare, self._portions()):
-            log.add(self.train_step(step, batch, draws, count))
-            self.state.step = step + 1
+        for portion in ahead(partial(self.feed.portion, self.inputs), self.feed.planned(self.state.step, last)):
+            if self.patience_is_over:
+                break
+            log.add(portion, *self.train_step(portion))
+            self.state.step = portion.step + 1
             if due(self.state.step, run.train.log_every, last=last):
-                self.report(log.take(self.accelerator, run.train.batch))
-            if due(self.state.step, run.validation.every, last=last):
+                self.report(*log.take(self.accelerator, run.train.batch))
+            if due(self.state.step, run.validation.every or last, last=last):
                 self.validate()
                 log.restart()
-            if due(self.state.step, run.checkpoint.every, last=last):
+            if due(self.state.step, run.checkpoint.every or last, last=last):
                 self.save()
                 log.restart()
-        return TrainResult(self.folder / "model", self.state.best, self.state.best_step)
+        return TrainResult(self.folder / "best", self.state.best, self.state.best_step)
 
-    def report(self, values: dict[str, float]) -> None:
+    @property
+    def patience_is_over(self) -> bool:
+        """Whether the validation split has seen nothing better for `train.patience` validations."""
+        waited = self.state.step - self.state.best_step
+        return 0 < self.run.train.patience * (self.run.validation.every or 1) <= waited
+
+    def _describe(self) -> None:
+        run = self.run
+        self.say(
+            f"{run.tuning.mode}: {self.steps} steps of {run.train.batch} photos out of {len(self.feed.rows)} labelled, "
+            f"learning rate {run.optimizer.lr:.3g}"
+        )
+        if self.steps:
+            for line in self.feed.mix:
+                self.say(line)
+
+    def report(self, values: dict[str, float], chance: float, likeness: float) -> None:
         """One line, and one point in MLflow; UserError, on every process, where the loss is no longer a number."""
         if not math.isfinite(values["train/loss"]):
             raise UserError(
                 f"the loss is {values['train/loss']} at step {self.state.step}: lower optimizer.lr, or train in fp32; "
                 "the last checkpoint is from before"
             )
-        values["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        values["train/learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
         self._say(values)
+        begun = self.state.step >= (self.run.optimizer.warmup_steps or 0) + EARLIEST
+        comparable = self.run.objective.contrastive == 0
+        frozen = self.run.tuning.mode in FROZEN_IMAGES
+        loss, before, self._loss_before = values["train/loss"], self._loss_before, values["train/loss"]
+        alarm = collapse_alarm(loss, before, chance if comparable else math.inf, 0.0 if frozen else likeness)
+        if alarm and begun and not self._alarmed and self.accelerator.is_main_process:
+            print(f"step {self.state.step}: warning: {alarm}", file=sys.stderr, flush=True)
+            self._alarmed = True
 
     def _say(self, values: dict[str, float]) -> None:
         if self.tracker:
             self.tracker.metrics(self.state.step, values)
-        if self.accelerator.is_main_process:
-            text = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
-            self.say(f"step {self.state.step}/{self.run.train.steps}  {text}")
+        text = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
+        self.say(f"step {self.state.step}/{self.steps}  {text}")
 
     def validate(self) -> None:
-        """Measure the validation split on all processes; the model of the lowest loss is exported as the best."""
-        values = measure(self.reader, self.pixels, self.index.rows("validation"), self.accelerator)
-        self._say(values)
-        # Without a validation label the newest model counts as the best.
-        loss = values.get("validation/loss", -self.state.step)
-        if loss < self.state.best:
-            self.state.best, self.state.best_step = loss, self.state.step
-            self.export()
+        """Judge the validation split on all processes; the weights of the lowest loss are exported as the best."""
+        rows = self.index.rows("validation")
+        with self.average.applied():
+            logits = read_logits(self.reader, self.inputs, rows, self.accelerator)
+            judgement = judge(logits, self.index.label_matrix(rows), self.index.schema)
+            self._say(judgement.values)
+            # Without a validation label the newest weights count as the best.
+            loss = -float(self.state.step) if judgement.loss is None else judgement.loss
+            if loss < self.state.best:
+                self.state.best, self.state.best_step = loss, self.state.step
+                self.export()
 
     def export(self) -> None:
-        """Write the present weights as the model folder."""
+        """Write the present weights as a model folder, as they were trained: not calibrated, not blended."""
         if self.accelerator.is_main_process:
             card = replace(
                 self.reader.card,
                 start=self.run.model.start,
                 data_digest=self.index.digest,
                 metrics={"validation_loss": self.state.best, "step": self.state.best_step},
+                temperatures={},
             )
-            with replace_folder(self.folder / "model") as beside:
-                save_model(self.reader, beside, card=card)
+            with replace_folder(self.folder / "best") as beside:
+                save_model(self.reader, beside, card=card, weights=plain_weights(self.reader))
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
-        """A checkpoint of the present step."""
+        """A checkpoint of the present step: what is trained, and how far it is."""
         if self.accelerator.is_main_process:
+            named = self.reader.named_parameters()
             checkpoint = Checkpoint(
                 state=self.state,
-                weights={name: value.contiguous() for name, value in self.reader.state_dict().items()},
+                weights={name: weight.detach().contiguous() for name, weight in named if weight.requires_grad},
                 optimizer=optimizer_tensors(self.optimizer.optimizer),
                 science=self.science,
                 scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+                average=self.average.average,
             )
             save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.run.checkpoint.keep)
         self.accelerator.wait_for_everyone()
@@ -216,8 +274,9 @@ class Trainer:
         if checkpoint is None:
             return
         check_science(checkpoint.science, self.science, self.folder)
-        self.reader.load_state_dict(checkpoint.weights)
+        self.reader.load_state_dict(checkpoint.weights, strict=False)
         restore_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
+        self.average.load(checkpoint.average)
         if self.accelerator.scaler and checkpoint.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
         self.state = checkpoint.state
@@ -225,11 +284,15 @@ class Trainer:
 
     @property
     def science(self) -> dict[str, Any]:
-        """Every setting that the numbers depend on, flat, with the digest of the data."""
-        sections = self.run.model_dump(include={"model", "train", "optimizer", "sampling", "augment", "validation"})
+        """Every setting that the numbers depend on, flat, with the digests of the start and of the data."""
+        sections = self.run.model_dump(
+            mode="json",
+            include={"model", "train", "tuning", "objective", "optimizer", "sampling", "augment", "validation"},
+        )
         flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-        del flat["train.log_every"]
-        return flat | {"data.digest": self.index.digest}
+        del flat["train.log_every"], flat["tuning.interpolate"]
+        digests = {"model.digest": self.start_digest, "data.digest": self.index.digest}
+        return flat | digests | {"data.labelled": self.run.data.labelled}
 
     def say(self, line: str) -> None:
         """One line on the terminal, from one process."""
@@ -238,32 +301,34 @@ class Trainer:
 
 
 class StepLog:
-    """Losses and time since the last line; losses stay on the device until they are read."""
+    """What the steps since the last line measured; tensors stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self.losses: list[Tensor] = []
+        self.measured: list[Tensor] = []
+        self.chances: list[float] = []
         self.restart()
 
     def restart(self) -> None:
         """Start the clock anew: what came before is not training."""
         self.started, self.timed = time.perf_counter(), 0
 
-    def add(self, loss: Tensor) -> None:
-        """This process's share of one step's loss."""
-        self.losses.append(loss)
+    def add(self, portion: Portion, loss: Tensor, likeness: Tensor) -> None:
+        """This process's share of one step's loss, and the mean cosine between its photos."""
+        self.measured.append(torch.stack([loss, likeness]))
+        self.chances.append(portion.chance)
         self.timed += 1
 
-    def take(self, accelerator: Accelerator, batch: int) -> dict[str, float]:
-        """The mean loss and the images per second since the last line, the same on every process."""
-        shares: Any = accelerator.reduce(torch.stack(self.losses), reduction="sum")
+    def take(self, accelerator: Accelerator, batch: int) -> tuple[dict[str, float], float, float]:
+        """Loss and images per second, the loss of a guess, and the mean cosine between photos, since the last line and
+        the same on every process."""
+        summed: Any = accelerator.reduce(torch.stack(self.measured).mean(dim=0), reduction="sum")
+        loss, likeness = summed.tolist()
         seconds = time.perf_counter() - self.started
-        values = {
-            "train/loss": float(shares.mean()),
-            "train/images_per_second": batch * self.timed / max(seconds, 1e-9),
-        }
-        self.losses = []
+        values = {"train/loss": loss, "train/images_per_second": batch * self.timed / max(seconds, 1e-9)}
+        chance = sum(self.chances) / len(self.chances)
+        self.measured, self.chances = [], []
         self.restart()
-        return values
+        return values, chance, likeness / accelerator.num_processes
 
 
 def make_accelerator() -> Accelerator:
@@ -284,8 +349,11 @@ def make_accelerator() -> Accelerator:
     return accelerator
 
 
-def _start(run: RunConfig, index: ShardIndex) -> AttributeReader:
+def start_model(run: RunConfig, index: ShardIndex) -> AttributeReader:
+    """The model that training starts from, reading the attributes of the data."""
     if run.model.new:
-        captions = [text for attribute in index.schema.attributes.values() for text in attribute.prompt_texts]
-        return new_model(run.model.new, index.schema, captions, seed=run.train.seed)
+        prompts = [texts for attribute in index.schema.attributes.values() for texts in attribute.training_prompts]
+        return new_model(
+            run.model.new, index.schema, [text for texts in prompts for text in texts], seed=run.train.seed
+        )
     return load_model(str(run.model.start), index.schema, fit=run.model.fit)

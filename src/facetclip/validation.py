@@ -1,58 +1,85 @@
-"""The validation split, measured while training, divided among the processes."""
+"""The validation split, read by all processes together, and what it says of a model.
+
+Models are compared by their log loss after calibration: fine-tuning makes a model sure of itself long before it stops
+learning, so the plain loss would keep too early a one, and accuracy or F1 on a small split mostly measure luck.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from facetclip.batches import PixelReader, ahead
-from facetclip.losses import attribute_losses
-from facetclip.metrics import accuracy, confusion_matrix, listed_values, macro_f1
+from facetclip.batches import Inputs, ahead
+from facetclip.calibration import fit_temperature, probabilities
+from facetclip.collectives import join_shares, share_of
+from facetclip.metrics import listed_values, measure_attribute
 from facetclip.model import AttributeReader
-from facetclip.schema import Attribute
+from facetclip.schema import Schema, spans
 
-PORTION = 64  # images at a time
+PORTION = 64  # photos at a time
 
 
-@torch.inference_mode()
-def measure(
-    reader: AttributeReader, pixels: PixelReader, rows: np.ndarray, accelerator: Accelerator
-) -> dict[str, float]:
-    """`validation/loss`, and `validation/ATTRIBUTE/accuracy` and `/macro_f1`, over `rows`, equal on every process.
+@dataclass(frozen=True)
+class Judgement:
+    """How well a model reads the validation split. `loss`: the mean over labels of the log loss at `temperatures`, in
+    nats; None where nothing is labelled. `values`: metrics by name, for a log."""
 
-    What has not a single label is left out.
-    """
+    loss: float | None
+    temperatures: dict[str, float]
+    values: dict[str, float]
+
+
+def read_logits(reader: AttributeReader, inputs: Inputs, rows: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    """Logits float32 [n, values of all attributes] of `rows`, read by all processes, the same on every one."""
+    if not len(rows):
+        return np.zeros((0, len(reader.multi)), dtype=np.float32)
+    with accelerator.autocast():
+        part = logits_of(reader, inputs, share_of(rows))
+    return join_shares(part, len(rows)).cpu().numpy()
+
+
+@torch.no_grad()
+def logits_of(reader: AttributeReader, inputs: Inputs, rows: np.ndarray) -> Tensor:
+    """Logits [n, values of all attributes] of `rows`, by this process alone."""
     reader.eval()
-    attributes = reader.schema.attributes
-    multi = [attribute.multi_valued for attribute in attributes.values()]
-    loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    tables = [np.zeros((len(a.values), len(a.values)), dtype=np.int64) for a in attributes.values()]
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    for batch in ahead(pixels.batch, [mine[start : start + PORTION] for start in range(0, len(mine), PORTION)]):
-        labels = batch.labels.to(accelerator.device)
-        with accelerator.autocast():
-            logits = reader(batch.pixels.to(accelerator.device))
-        loss += attribute_losses(logits, labels, multi).sum().double()
-        for place, attribute in enumerate(attributes.values()):
-            tables[place] += confusion(attribute, batch.labels[:, place].numpy(), logits[place].float().cpu().numpy())
-    counts = torch.from_numpy(np.concatenate([table.ravel() for table in tables])).to(accelerator.device)
-    loss, counts = (accelerator.reduce(value, reduction="sum").cpu() for value in (loss, counts))  # type: ignore[union-attr]
-    return summary(float(loss), np.split(counts.numpy(), np.cumsum([table.size for table in tables])[:-1]), attributes)
+    parts = []
+    for batch in ahead(inputs.batch, [rows[start : start + PORTION] for start in range(0, len(rows), PORTION)]):
+        parts.append(torch.cat([each.float() for each in reader(batch.inputs.to(reader.device)).logits], dim=1))
+    return torch.cat(parts)
 
 
-def confusion(attribute: Attribute, labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Counts [true, predicted] over the labelled rows of `labels` [n] and `logits` [n, values]."""
-    listed = listed_values(attribute, labels)
-    labelled = listed.any(axis=1)
-    return confusion_matrix(listed[labelled], logits[labelled].argmax(axis=1))
+def judge(logits: np.ndarray, labels: np.ndarray, schema: Schema) -> Judgement:
+    """What `logits` [n, values of all attributes] are worth by `labels` [n, attributes]."""
+    attributes = schema.attributes
+    losses, counts, temperatures, values = [], [], {}, {}
+    for place, (span, (name, attribute)) in enumerate(
+        zip(spans([len(a.values) for a in attributes.values()]), attributes.items(), strict=True)
+    ):
+        listed = listed_values(attribute, labels[:, place])
+        known = listed.any(axis=1)
+        if not known.any():
+            continue
+        multi = attribute.multi_valued
+        temperatures[name] = fit_temperature(logits[known, span], listed[known], multi_valued=multi)
+        read = probabilities(logits[:, span], temperatures[name], multi_valued=multi)
+        measured = measure_attribute(attribute, labels[:, place], read)
+        if measured is not None:
+            losses.append(measured.log_loss)
+            counts.append(measured.items)
+            values[f"validation/{name}/accuracy"] = measured.accuracy
+            values[f"validation/{name}/macro_f1"] = measured.macro_f1
+    loss = float(np.average(losses, weights=counts)) if counts else None
+    return Judgement(loss, temperatures, ({} if loss is None else {"validation/loss": loss}) | values)
 
 
-def summary(loss: float, counts: list[np.ndarray], attributes: dict[str, Attribute]) -> dict[str, float]:
-    """The metrics of the summed loss and the flat confusion counts of each attribute."""
-    labels = sum(int(table.sum()) for table in counts)
-    values = {"validation/loss": loss / labels} if labels else {}
-    for (name, attribute), flat in zip(attributes.items(), counts, strict=True):
-        table = flat.reshape(len(attribute.values), len(attribute.values))
-        if table.sum():
-            values[f"validation/{name}/accuracy"] = accuracy(table)
-            values[f"validation/{name}/macro_f1"] = macro_f1(table)
-    return values
+def mean_f1(values: Mapping[str, float]) -> float:
+    """The mean macro-F1 over attributes, of a judgement's values; 0 where nothing is labelled.
+
+    >>> mean_f1({"validation/lid/macro_f1": 0.5, "validation/lid/accuracy": 1.0, "validation/kind/macro_f1": 1.0})
+    0.75
+    """
+    scores = [value for name, value in values.items() if name.endswith("/macro_f1")]
+    return sum(scores) / len(scores) if scores else 0.0

@@ -1,0 +1,44 @@
+"""A moving average of the weights: steadier than the last ones, at the price of a copy (Polyak and Juditsky 1992)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """The exponential moving average of a module's trainable weights; none where `decay` is 0."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._weights = {name: w for name, w in module.named_parameters() if w.requires_grad} if decay else {}
+        self.average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after step `step` (from 1); early averages forget faster, so that the start fades."""
+        keep = min(self.decay, step / (step + 9))
+        for name, weight in self._weights.items():
+            self.average[name].lerp_(weight, 1 - keep)
+
+    def load(self, average: Mapping[str, Tensor]) -> None:
+        """Go on from a stored average."""
+        for name, tensor in average.items():
+            self.average[name].copy_(tensor)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the module has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, weight in self._weights.items():
+            held = weight.detach().clone()
+            weight.copy_(self.average[name])
+            self.average[name].copy_(held)

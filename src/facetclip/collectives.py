@@ -1,0 +1,55 @@
+"""What processes say to each other beyond the gradients."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+
+def processes() -> tuple[int, int]:
+    """(this process's number, how many there are)."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows, one process after the other; the gradient of a row is the sum of what all have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """[n, d] -> [processes * n, d]."""
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        ctx.rows = len(rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """This process's rows of the summed gradient."""
+        summed = gradients[0].contiguous()
+        distributed.all_reduce(summed)
+        first = distributed.get_rank() * ctx.rows
+        return summed[first : first + ctx.rows]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Equally many rows [n, d] of every process as [processes * n, d]; exact gradients flow back to their owners."""
+    gathered: Any = _Gather.apply(rows) if processes()[1] > 1 else rows
+    return gathered
+
+
+def share_of(rows: np.ndarray) -> np.ndarray:
+    """This process's part of `rows`: every n-th one, as many as the others have (the last is repeated where short)."""
+    rank, count = processes()
+    mine = rows[rank::count]
+    missing = -(-len(rows) // count) - len(mine)
+    return np.concatenate([mine, np.repeat(rows[-1:], missing)])
+
+
+def join_shares(part: Tensor, total: int) -> Tensor:
+    """What each process made of its share, [n, d], back in the order of all `total` rows, on every process."""
+    count = processes()[1]
+    everything = gather_rows(part)
+    return everything.view(count, len(part), -1).transpose(0, 1).reshape(count * len(part), -1)[:total]

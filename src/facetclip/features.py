@@ -1,0 +1,67 @@
+"""Photos' features, computed once where the image tower is frozen, and kept on disk for other runs."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from facetclip.batches import Batch, PixelReader, ahead
+from facetclip.collectives import join_shares, share_of
+from facetclip.files import write_whole
+from facetclip.index import ShardIndex
+from facetclip.model import AttributeReader
+from facetclip.tuning import TEXT
+
+PORTION = 64  # photos at a time
+
+
+class FeatureReader:
+    """Batches of features [n, d] in place of photos; `rows` ascending."""
+
+    def __init__(self, index: ShardIndex, rows: np.ndarray, features: Tensor) -> None:
+        self.index, self.rows, self.features = index, rows, features
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Features and labels of `rows`, which are among those that were computed."""
+        places = torch.from_numpy(np.searchsorted(self.rows, rows))
+        return Batch(rows, self.features[places], torch.from_numpy(self.index.label_matrix(rows)))
+
+
+def feature_reader(
+    reader: AttributeReader, pixels: PixelReader, rows: np.ndarray, folder: Path, accelerator: Accelerator
+) -> FeatureReader:
+    """The features of `rows` by `reader`, without augmentation: from `folder` if they are there, else computed by all
+    processes and put there. The file's name is a digest of all that they depend on."""
+    from safetensors.torch import load, save
+
+    path = folder / f"features-{_key(reader, pixels.index, rows)}.safetensors"
+    if path.is_file():
+        return FeatureReader(pixels.index, rows, load(path.read_bytes())["features"])
+    features = _computed(reader, pixels, rows, accelerator)
+    if accelerator.is_main_process:
+        write_whole(path, save({"features": features}))
+    return FeatureReader(pixels.index, rows, features)
+
+
+@torch.inference_mode()
+def _computed(reader: AttributeReader, pixels: PixelReader, rows: np.ndarray, accelerator: Accelerator) -> Tensor:
+    reader = reader.to(accelerator.device).eval()
+    mine = share_of(rows)
+    parts = []
+    for batch in ahead(pixels.batch, [mine[start : start + PORTION] for start in range(0, len(mine), PORTION)]):
+        with accelerator.autocast():
+            parts.append(reader.embed_images(batch.inputs.to(accelerator.device)).float())
+    return join_shares(torch.cat(parts), len(rows)).cpu().clone()
+
+
+def _key(reader: AttributeReader, index: ShardIndex, rows: np.ndarray) -> str:
+    total = hashlib.sha256(f"{index.digest}\0{reader.preprocessing}\0{reader.clip.config.vision_config}".encode())
+    total.update(rows.tobytes())
+    for name, weight in sorted(reader.state_dict().items()):
+        if name.startswith("clip.") and not name.startswith(TEXT):
+            total.update(name.encode())
+            total.update(weight.detach().cpu().contiguous().numpy().data)
+    return total.hexdigest()[:32]

@@ -1,0 +1,148 @@
+"""What each process works on at each step: its share of the global batch, and what must be known of the whole.
+
+Every process computes the plan, so every process knows the labels and captions of the whole global batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facetclip.batches import Batch, Inputs, uniforms
+from facetclip.captions import captions_of
+from facetclip.config import RunConfig
+from facetclip.errors import UserError
+from facetclip.index import ShardIndex
+from facetclip.losses import AttributeObjective
+from facetclip.metrics import listed_values
+from facetclip.model import AttributeReader
+from facetclip.sampling import SamplingSpec, describe_mix, labelled_subset, plan_epoch, plan_mix
+from facetclip.schema import Attribute
+
+DRAWS = 5  # random numbers that augment one photo
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One step's work for this process.
+
+    `count`: what the labels of the global batch weigh; `chance`: the loss of a guess on them. `caption_ids` [n, tokens]
+    of this process's photos; `groups` [batch]: equal where captions are, in the order in which features are gathered.
+    """
+
+    step: int
+    batch: Batch
+    draws: np.ndarray  # [n, DRAWS]
+    count: float
+    chance: float
+    caption_ids: Tensor | None = None
+    groups: Tensor | None = None
+
+
+class Feed:
+    """The portions of process `rank` of `world`; `run` has nothing left open."""
+
+    def __init__(self, run: RunConfig, index: ShardIndex, reader: AttributeReader, share: tuple[int, int]) -> None:
+        self.run, self.index, self.reader = run, index, reader
+        self.rank, self.world = share
+        self.rows = training_rows(run, index)
+        self.attributes = index.schema.attributes
+        self._labels = {name: column[self.rows] for name, column in index.labels.items()}
+        sampling = run.sampling
+        self._spec = SamplingSpec(run.train.batch, sampling.strategy, sampling.over, sampling.max_repeats)
+        first = self._plan_of(0)
+        self.steps_per_epoch = len(first)
+        self.objective = self._objective(first)
+        self.mix = describe_mix(
+            plan_mix(self._labels, first, self._spec), {name: a.values for name, a in self.attributes.items()}
+        )
+
+    def _plan_of(self, epoch: int) -> np.ndarray:
+        """Places in `rows` of each global batch of `epoch`, [steps, batch]."""
+        products = self.index.products[self.rows]
+        return plan_epoch(self._labels, products, self._spec, seed=self.run.train.seed, epoch=epoch)
+
+    def _objective(self, plan: np.ndarray) -> AttributeObjective:
+        objective, attributes = self.run.objective, self.attributes
+        shifts = None
+        if objective.logit_adjustment:
+            drawn = plan.ravel()
+            shifts = tuple(
+                objective.logit_adjustment * log_priors(attribute, self._labels[name][drawn])
+                for name, attribute in attributes.items()
+            )
+        return AttributeObjective(
+            multi_valued=tuple(attribute.multi_valued for attribute in attributes.values()),
+            weights=tuple(objective.weights.get(name, 1.0) for name in attributes),
+            smoothing=objective.label_smoothing,
+            shifts=shifts,
+        )
+
+    def planned(self, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(step, rows of the global batch) from step `first` up to `last`."""
+        epoch_planned, plan = -1, np.zeros((0, 0), dtype=np.int64)
+        for step in range(first, last):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != epoch_planned:
+                plan, epoch_planned = self._plan_of(epoch), epoch
+            yield step, self.rows[plan[place]]
+
+    def portion(self, inputs: Inputs, planned: tuple[int, np.ndarray]) -> Portion:
+        """This process's columns of a global batch, and what must be known of the whole."""
+        step, rows = planned
+        labels = self.index.label_matrix(rows)
+        mine = np.arange(self.rank, len(rows), self.world)
+        portion = Portion(
+            step=step,
+            batch=inputs.batch(rows[mine]),
+            draws=uniforms(self.run.train.seed, step * np.int64(len(rows)) + mine, DRAWS),
+            count=self.objective.count(labels),
+            chance=self.objective.chance([len(a.values) for a in self.attributes.values()], labels),
+        )
+        return self._captioned(portion, rows, mine) if self.run.objective.contrastive else portion
+
+    def _captioned(self, portion: Portion, rows: np.ndarray, mine: np.ndarray) -> Portion:
+        captions = captions_of(self.index, rows, self.run.objective.captions)
+        number = {text: place for place, text in enumerate(dict.fromkeys(captions))}
+        groups = np.array([number[text] for text in captions])
+        gathered = np.concatenate([groups[rank :: self.world] for rank in range(self.world)])
+        ids = self.reader.tokenise([captions[place] for place in mine])
+        return replace(portion, caption_ids=ids, groups=torch.from_numpy(gathered))
+
+
+def training_rows(run: RunConfig, index: ShardIndex) -> np.ndarray:
+    """The rows of the training split that carry labels, `data.labelled` of them where that is given."""
+    rows = index.rows("train")
+    labels = {name: column[rows] for name, column in index.labels.items()}
+    if run.data.labelled is not None:
+        return rows[np.sort(labelled_subset(labels, index.products[rows], run.data.labelled, seed=run.train.seed))]
+    return rows[np.any([column >= 0 for column in labels.values()], axis=0)]
+
+
+def log_priors(attribute: Attribute, labels: np.ndarray) -> Tensor:
+    """log of the share of each value among the labelled of `labels` [n], float [values]; half a label more for each.
+
+    Multi-valued: the log odds of each value.
+    """
+    listed = listed_values(attribute, labels)
+    items = listed.any(axis=1).sum()
+    share = (listed.sum(axis=0) + 0.5) / (items + (1.0 if attribute.multi_valued else 0.5 * len(attribute.values)))
+    return torch.from_numpy(np.log(share / (1 - share) if attribute.multi_valued else share)).float()
+
+
+def check_run(run: RunConfig, index: ShardIndex, world: int) -> None:
+    """UserError for settings that do not fit together, or not this data."""
+    known = set(index.schema.names)
+    for key, names in (("objective.weights", run.objective.weights), ("sampling.over", run.sampling.over)):
+        if strange := sorted(set(names) - known):
+            raise UserError(f"{key}: no attribute {strange[0]!r}; the data has {', '.join(index.schema.names)}")
+    if not run.objective.contrastive:
+        return
+    if run.tuning.mode in ("probe", "prompt"):
+        raise UserError(f"tuning.mode {run.tuning.mode!r} trains no tower; it cannot have objective.contrastive")
+    if run.train.micro_batch:
+        raise UserError("objective.contrastive compares the whole batch; it cannot have train.micro_batch")
+    if run.train.batch % world:
+        raise UserError(f"objective.contrastive needs a train.batch that {world} processes share evenly")
