@@ -32,7 +32,7 @@ test: setup  ## lint, format, types and all quick tests
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n $(WORKERS) --timeout 300 -m 'not nightly'
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n $(WORKERS) --dist loadgroup --timeout 300 -m 'not nightly'
 
 nightly: setup  ## the long tests
 	.venv/bin/pytest --timeout 3600 -m nightly

@@ -63,8 +63,13 @@ def make_labels(items: int) -> dict[str, np.ndarray]:
     return {"category": category.astype(np.int16), "sleeve": sleeve.astype(np.int16), "colour": colour.astype(np.int64)}
 
 
-def make_shards(folder: Path, items: int = 22, *, labels: Mapping[str, np.ndarray] | None = None) -> ShardIndex:
-    """An index over one file of photos laid end to end (readers only look where it points); `labels` replace some."""
+def make_shards(
+    folder: Path, items: int = 22, *, labels: Mapping[str, np.ndarray] | None = None, validation: bool = False
+) -> ShardIndex:
+    """An index over one file of photos laid end to end (readers only look where it points); `labels` replace some.
+
+    Items go to training and test by turns; with `validation` every second one of the test's to that.
+    """
     photos = [photo(number) for number in range(items)]
     lengths = np.array([len(image) for image in photos])
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,7 @@ def make_shards(folder: Path, items: int = 22, *, labels: Mapping[str, np.ndarra
         "item": pa.array([f"item {number}" for number in range(items)]),
         "product_id": pa.array([f"P{number}" for number in product]),
         "product": product,
-        "split": np.where(np.arange(items) % 2, 2, 0),
+        "split": np.array([0, 2, 0, 1 if validation else 2])[np.arange(items) % 4],
         **{f"label:{name}": column for name, column in (make_labels(items) | dict(labels or {})).items()},
         "shard": np.zeros(items),
         "offset": np.cumsum(lengths) - lengths,

@@ -124,7 +124,7 @@ def test_balancing_several_patchy_attributes_brings_each_to_even_where_the_cap_a
 
 
 def test_no_reweighting_under_the_cap_is_closer_to_even_than_ours_by_much() -> None:
-    """Against the exact optimum of the worst attribute's distance, a linear programme over the cells of a small table."""
+    """Against the optimum of the summed distance, a linear programme over the items of a small table."""
     from scipy.optimize import linprog
 
     labels = {f"a{i}": skewed(400, 4, seed=10 + i, gaps=0.5) for i in range(3)}

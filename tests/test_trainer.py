@@ -15,6 +15,7 @@ from small_shop import SHAPE, make_shards
 from facetclip.checkpoint import load_checkpoint
 from facetclip.config import RunConfig, validated
 from facetclip.errors import UserError
+from facetclip.feed import Feed
 from facetclip.model import load_model
 from facetclip.trainer import Trainer, make_accelerator
 
@@ -54,9 +55,15 @@ class Losses:
             self.values[step] = values["train/loss"]
 
 
+def trainer_of(run: RunConfig, told: Losses) -> Trainer:
+    trainer = Trainer(run, make_accelerator())
+    trainer.tracker = told  # type: ignore[assignment]  # as much of a Tracker as is used
+    return trainer
+
+
 def train(run: RunConfig) -> tuple[dict[int, float], Trainer]:
     told = Losses()
-    trainer = Trainer(run, make_accelerator(), told)  # type: ignore[arg-type]  # as much of a Tracker as is used
+    trainer = trainer_of(run, told)
     trainer.resume()
     trainer.train()
     return told.values, trainer
@@ -79,7 +86,7 @@ def test_stopping_and_going_on_changes_no_loss_and_no_weight(shop: Path, tmp_pat
         pass
 
     told = Losses()
-    trainer = Trainer(run, make_accelerator(), told)  # type: ignore[arg-type]  # as much of a Tracker as is used
+    trainer = trainer_of(run, told)
     save = trainer.save
 
     def save_and_stop() -> None:
@@ -106,7 +113,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(shop: Path) -> None:
 
 def test_the_best_model_is_written_with_its_schema_and_start(shop: Path) -> None:
     _, trainer = train(make_run(shop))
-    reader = load_model(str(shop / "run" / "model"))
+    reader = load_model(str(shop / "run" / "best"))
     assert reader.schema == trainer.index.schema
     assert reader.card.data_digest == trainer.index.digest
     assert reader.card.metrics["step"] == trainer.state.best_step
@@ -190,7 +197,12 @@ def test_losses_agree_on_four_processes(shop: Path) -> None:
 
 def test_ranks_share_each_global_batch_without_overlap(shop: Path) -> None:
     trainer = Trainer(make_run(shop), make_accelerator())
-    for _, rows in trainer._portions():
+    for step, rows in trainer.feed.planned(0, 9):
         for world in (2, 3, 4):
-            shares = [rows[rank::world] for rank in range(world)]
-            assert np.array_equal(np.sort(np.concatenate(shares)), np.sort(rows))
+            feeds = [Feed(trainer.run, trainer.index, trainer.reader, (rank, world)) for rank in range(world)]
+            portions = [feed.portion(trainer.inputs, (step, rows)) for feed in feeds]
+            joined = np.concatenate([portion.batch.rows for portion in portions])
+            assert np.array_equal(np.sort(joined), np.sort(rows))
+            assert {portion.count for portion in portions} == {
+                feeds[0].objective.count(trainer.index.label_matrix(rows))
+            }

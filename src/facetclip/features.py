@@ -46,7 +46,7 @@ def feature_reader(
     return FeatureReader(pixels.index, rows, features)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: weights moved to another device within it could never be trained
 def _computed(reader: AttributeReader, pixels: PixelReader, rows: np.ndarray, accelerator: Accelerator) -> Tensor:
     reader = reader.to(accelerator.device).eval()
     mine = share_of(rows)

@@ -17,6 +17,7 @@ from facetclip.scores import reader_digest
 from facetclip.spool import RECORD
 from facetclip.tracking import Tracker
 from facetclip.trainer import Trainer, TrainResult, make_accelerator, start_model
+from facetclip.validation import Judgement
 
 REGISTERED = "registered.json"  # which model of the run folder is in the registry, so that none is filed twice
 
@@ -44,9 +45,8 @@ def run_training(run: RunConfig, *, fresh: bool = False) -> RunOutcome:
     trainer = Trainer(run, accelerator)
     tracker = trainer.tracker = start_tracker(trainer.run, folder) if accelerator.is_main_process else None
     try:
-        trainer.resume()
-        result = trainer.train()
-        version = finish(trainer, result, tracker) if tracker else None
+        result, judgement = fit(trainer)
+        version = file_results(trainer, judgement, tracker) if tracker and judgement else None
     except BaseException:
         if tracker:
             tracker.finish("FAILED")
@@ -55,6 +55,21 @@ def run_training(run: RunConfig, *, fresh: bool = False) -> RunOutcome:
         tracker.finish("FINISHED")
     leave(accelerator)
     return RunOutcome(folder / "model", result, version)
+
+
+def fit(trainer: Trainer) -> tuple[TrainResult, Judgement | None]:
+    """Train to the end from where the run folder stopped, then write the blended and calibrated model to its `model`.
+
+    All processes call it; the judgement of the finished model on the validation split is the main one's alone.
+    """
+    trainer.resume()
+    result = trainer.train()
+    judgement, run, index = None, trainer.run, trainer.index
+    if trainer.accelerator.is_main_process:
+        model, device = trainer.folder / "model", trainer.accelerator.device
+        start = start_model(run, index) if run.tuning.interpolate and not run.model.new else None
+        judgement = finish_model(result.best, model, index, trainer.inputs, start=start, device=device)
+    return result, judgement
 
 
 def remove(path: Path) -> None:
@@ -85,12 +100,10 @@ def start_tracker(run: RunConfig, folder: Path) -> Tracker:
     )
 
 
-def finish(trainer: Trainer, result: TrainResult, tracker: Tracker) -> str | None:
-    """Blend and calibrate the best weights, measure them on the validation split, file the report, register once."""
+def file_results(trainer: Trainer, judgement: Judgement, tracker: Tracker) -> str | None:
+    """What the finished model is worth on the validation split, into MLflow; and the model into the registry, once."""
     run, folder, index = trainer.run, trainer.folder, trainer.index
     model = folder / "model"
-    start = start_model(run, index) if run.tuning.interpolate and not run.model.new else None
-    judgement = finish_model(result.best, model, index, trainer.inputs, start=start, device=trainer.accelerator.device)
     tracker.metrics(trainer.state.step, {f"final/{name}": value for name, value in judgement.values.items()})
     if len(index.rows("validation")):
         evaluate(str(model), Path(run.data.shards), "validation", folder / "validation")

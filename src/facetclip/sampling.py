@@ -68,10 +68,8 @@ def plan_epoch(
     product = _numbered(products[useful])
     order = _sorted(key, product, _stream(seed, 0, ORDER))
     draws = steps * spec.batch
-    if natural:
-        expected = np.full(len(useful), draws / len(useful))
-    else:
-        expected = expected_draws(codes, draws, spec, seed=seed)
+    even = np.full(len(useful), draws / len(useful))
+    expected = even if natural else expected_draws(codes, draws, spec, seed=seed)
     offset = (_stream(seed, 0, OFFSET).random() + epoch * GOLDEN) % 1
     counts = systematic_counts(expected[order], draws, offset)
     drawn = np.repeat(order, counts)

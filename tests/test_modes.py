@@ -1,0 +1,307 @@
+"""Every way to fine-tune: stopped and resumed, stored and read back, it says the same."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from small_shop import make_reader, make_shards
+from test_extract import Launched
+from test_trainer import make_run
+
+from facetclip import extract as extraction
+from facetclip.batches import PixelReader
+from facetclip.config import RunConfig, Tuning
+from facetclip.errors import UserError
+from facetclip.extract import FromShards, extract
+from facetclip.features import FeatureReader
+from facetclip.model import AttributeReader, load_model, save_model
+from facetclip.optimizers import build_optimizer
+from facetclip.runs import fit
+from facetclip.scores import score_rows
+from facetclip.trainer import Trainer, make_accelerator
+from facetclip.tuning import TEXT, blend, layer_depths, plain_weights, rate_factors, tune
+from facetclip.validation import logits_of
+
+MODES: dict[str, dict[str, Any]] = {
+    "zero_shot": {},
+    "probe": {},
+    "prompt": {},
+    "prompt of each value": {"mode": "prompt", "per_value": True, "context": 2},
+    "lora": {"rank": 2},
+    "image_tower": {},
+    "last_blocks": {"blocks": 1},
+    "full": {"layer_decay": 0.7},
+}
+EVERY = [pytest.param({"mode": name, **spec}, id=name) for name, spec in MODES.items()]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards and a model folder to start from."""
+    folder = tmp_path_factory.mktemp("shop")
+    index = make_shards(folder / "shards", 80, validation=True)
+    save_model(make_reader(3, index.schema), folder / "start")
+    return folder
+
+
+def run_of(shop: Path, out: Path, tuning: dict[str, Any], **changes: Any) -> RunConfig:
+    sections: dict[str, Any] = {
+        "model": {"start": str(shop / "start"), "new": None},
+        "train": {"steps": 8, "batch": 16, "average": 0.5, "log_every": 4},
+        "optimizer": {"name": "adamw", "lr": 3e-3},
+        "validation": {"every": 4},
+        "checkpoint": {"every": 4},
+        "output": {"folder": str(out)},
+        "tuning": tuning,
+    }
+    return make_run(shop, **{name: sections.get(name, {}) | changes.get(name, {}) for name in {*sections, *changes}})
+
+
+def trained(run: RunConfig) -> Trainer:
+    trainer = Trainer(run, make_accelerator())
+    fit(trainer)
+    return trainer
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at_first_save(trainer: Trainer) -> None:
+    save = trainer.save
+
+    def save_and_stop() -> None:
+        save()
+        raise Stopped
+
+    trainer.save = save_and_stop  # type: ignore[method-assign]  # a kill just after a checkpoint
+
+
+def scores_of(model: Path, trainer: Trainer) -> dict[str, np.ndarray]:
+    return score_rows(load_model(str(model)), trainer.index, trainer.index.rows("test")).probabilities
+
+
+@pytest.mark.parametrize("tuning", EVERY)
+def test_train_stop_resume_reload_and_extract_give_the_same_scores(
+    shop: Path, tmp_path: Path, tuning: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(run_of(shop, tmp_path / "whole", tuning))
+    stopped = Trainer(run_of(shop, tmp_path / "parts", tuning), make_accelerator())
+    stop_at_first_save(stopped)
+    if tuning["mode"] != "zero_shot":
+        with pytest.raises(Stopped):
+            stopped.train()
+        assert stopped.state.step == 4
+    resumed = trained(run_of(shop, tmp_path / "parts", tuning))
+    assert resumed.state == whole.state
+    ours, theirs = (scores_of(tmp_path / name / "model", whole) for name in ("whole", "parts"))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+    # what was written is what was trained: adapters merged, a learned context become a classifier
+    rows = whole.index.rows("validation")
+    best, last = load_model(str(tmp_path / "whole" / "best")), whole.state.best_step == whole.state.step
+    with whole.average.applied():
+        in_memory = logits_of(whole.reader, whole.inputs, rows)
+    if last:
+        assert torch.allclose(logits_of(best, whole.inputs, rows), in_memory, atol=1e-4)
+
+    monkeypatch.setattr(extraction, "_processes", lambda: Launched(0, 1))
+    extract(str(tmp_path / "whole" / "model"), FromShards(shop / "shards"), tmp_path / "scores")
+    lines = [line for path in sorted((tmp_path / "scores").glob("part-*")) for line in pq.read_table(path).to_pylist()]
+    everything = score_rows(load_model(str(tmp_path / "whole" / "model")), whole.index, np.arange(len(whole.index)))
+    attributes = len(whole.index.schema.names)
+    for place, line in enumerate(lines):
+        expected = everything.probabilities[line["attribute"]][place // attributes]
+        np.testing.assert_allclose(line["probabilities"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", EVERY)
+def test_the_plain_weights_of_a_trained_model_read_as_it_does(shop: Path, tmp_path: Path, tuning: dict[str, Any]):
+    trainer = Trainer(run_of(shop, tmp_path / "run", tuning), make_accelerator())
+    trainer.train()
+    reader = trainer.reader.eval()
+    stored = load_model(str(save_model(reader, tmp_path / "stored", weights=plain_weights(reader))))
+    rows = trainer.index.rows("test")
+    pixels = PixelReader(trainer.index, reader.preprocessing.size, "pad").pixels(rows)
+    with torch.no_grad():
+        for ours, theirs in zip(reader(pixels).logits, stored(pixels).logits, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+MOVES = {
+    "zero_shot": set(),
+    "probe": {"classifier", "bias"},
+    "prompt": {"context", "bias"},
+    "lora": {"lora_A", "lora_B", "bias"},
+    "image_tower": {"vision_model", "visual_projection", "logit_scale", "bias"},
+    "last_blocks": {"layers.1.", "projection", "final_layer_norm", "post_layernorm", "logit_scale", "bias"},
+}
+
+
+@pytest.mark.parametrize("mode", MOVES)
+def test_only_what_a_mode_names_is_trained(shop: Path, tmp_path: Path, mode: str) -> None:
+    trainer = Trainer(run_of(shop, tmp_path / "run", MODES[mode] | {"mode": mode}), make_accelerator())
+    moving = {name for name, weight in trainer.reader.named_parameters() if weight.requires_grad}
+    assert all(any(part in name for part in MOVES[mode]) for name in moving), moving
+    assert all(any(part in name for name in moving) for part in MOVES[mode]), moving
+    before = {name: weight.detach().clone() for name, weight in trainer.reader.named_parameters()}
+    trainer.train()
+    for name, weight in trainer.reader.named_parameters():
+        assert name in moving or torch.equal(weight, before[name]), name
+    assert mode == "zero_shot" or any(
+        not torch.equal(weight, before[name]) for name, weight in trainer.reader.named_parameters()
+    )
+
+
+def test_a_probe_starts_where_zero_shot_stands(shop: Path) -> None:
+    zero_shot, probe = (load_model(str(shop / "start")) for _ in range(2))
+    tune(probe, Tuning(mode="probe"))
+    features = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
+    with torch.no_grad():
+        for ours, theirs in zip(probe.eval().logits(features), zero_shot.logits(features), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_fresh_adapter_changes_nothing(shop: Path) -> None:
+    plain, adapted = (load_model(str(shop / "start")) for _ in range(2))
+    tune(adapted, Tuning(mode="lora"))
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        for ours, theirs in zip(adapted.eval()(pixels).logits, plain(pixels).logits, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", ["probe", "prompt"])
+def test_cached_features_give_the_gradient_of_the_photos(shop: Path, tmp_path: Path, mode: str) -> None:
+    gradients = []
+    for cache in (True, False):
+        still = {"flip": False, "smallest_crop": 1.0, "brightness": 0.0}
+        run = run_of(shop, tmp_path / str(cache), {"mode": mode, "cache": cache}, augment=still)
+        trainer = Trainer(run, make_accelerator())
+        assert isinstance(trainer.inputs, FeatureReader) is cache
+        (planned,) = trainer.feed.planned(0, 1)
+        trainer.reader.train()
+        trainer.forward_backward(trainer.feed.portion(trainer.inputs, planned))
+        gradients.append({n: w.grad for n, w in trainer.reader.named_parameters() if w.grad is not None})
+    cached, fresh = gradients
+    assert cached
+    assert cached.keys() == fresh.keys()
+    for name, gradient in cached.items():
+        assert (gradient - fresh[name]).abs().max() <= 1e-5, name
+
+
+def test_features_are_computed_once_for_all_runs_and_anew_for_another_model(shop: Path, tmp_path: Path) -> None:
+    data = {"data": {"shards": str(shop / "shards"), "features": str(tmp_path / "features")}}
+    first = Trainer(run_of(shop, tmp_path / "a", {"mode": "probe"}, **data), make_accelerator())
+    (file,) = (tmp_path / "features").iterdir()
+    written = file.stat().st_mtime_ns
+    second = Trainer(run_of(shop, tmp_path / "b", {"mode": "prompt"}, **data), make_accelerator())
+    assert file.stat().st_mtime_ns == written
+    assert isinstance(first.inputs, FeatureReader)
+    assert isinstance(second.inputs, FeatureReader)
+    assert torch.equal(first.inputs.features, second.inputs.features)
+    save_model(make_reader(4, first.index.schema), tmp_path / "other")
+    other = data | {"model": {"start": str(tmp_path / "other"), "new": None}}
+    Trainer(run_of(shop, tmp_path / "c", {"mode": "probe"}, **other), make_accelerator())
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
+def test_the_text_tower_runs_once_where_it_is_locked(shop: Path) -> None:
+    reader = load_model(str(shop / "start"))
+    tune(reader, Tuning(mode="image_tower"))
+    assert reader.text_locked
+    assert not any(w.requires_grad for n, w in reader.named_parameters() if n.startswith(TEXT))
+    reader.train()
+    once = reader.embed_prompts()
+    reader.eval()
+    reader.train()
+    assert reader.embed_prompts() is once
+
+
+def test_deeper_layers_have_lower_rates(shop: Path) -> None:
+    reader = load_model(str(shop / "start"))
+    depths = layer_depths(reader)
+    assert depths["clip.visual_projection.weight"] == 0
+    assert depths["clip.vision_model.encoder.layers.1.mlp.fc1.weight"] == 1
+    assert depths["clip.vision_model.encoder.layers.0.mlp.fc1.weight"] == 2
+    assert depths["clip.vision_model.embeddings.patch_embedding.weight"] == 3
+    factors = rate_factors(reader, 0.5)
+    assert factors["clip.text_model.embeddings.token_embedding.weight"] == 0.125
+    run = make_run(shop)
+    groups = build_optimizer(reader, run.optimizer, factors).param_groups
+    assert {group["factor"] for group in groups} == {1.0, 0.5, 0.25, 0.125}
+
+
+def test_a_blend_lies_between_and_its_ends_are_both(shop: Path) -> None:
+    start, tuned = make_reader(1).state_dict(), make_reader(2).state_dict()
+    for alpha, end in ((0.0, start), (1.0, tuned)):
+        assert all(
+            torch.allclose(weight.float(), end[name].float()) for name, weight in blend(start, tuned, alpha).items()
+        )
+    middle = blend(start, tuned, 0.25)["clip.visual_projection.weight"]
+    by_hand = 0.75 * start["clip.visual_projection.weight"] + 0.25 * tuned["clip.visual_projection.weight"]
+    assert torch.allclose(middle, by_hand)
+
+
+def test_the_blend_and_the_temperatures_are_chosen_on_the_validation_split(shop: Path, tmp_path: Path) -> None:
+    trainer = Trainer(run_of(shop, tmp_path / "run", {"mode": "full"}), make_accelerator())
+    result, judgement = fit(trainer)
+    model = load_model(str(tmp_path / "run" / "model"))
+    assert judgement is not None
+    assert judgement.loss is not None
+    assert judgement.loss <= result.loss + 1e-6  # alpha 1 is among the choices
+    assert model.card.metrics["blend"] in (0.2, 0.4, 0.6, 0.8, 1.0)
+    assert model.temperatures == pytest.approx(judgement.temperatures)
+    labels = trainer.index.label_matrix(trainer.index.rows("validation"))
+    known = (labels >= 0).any(axis=0)
+    assert set(model.temperatures) == {
+        name for name, any_ in zip(trainer.index.schema.names, known, strict=True) if any_
+    }
+
+
+def refuse(shop: Path, tmp_path: Path, message: str, tuning: dict[str, Any], **changes: Any) -> None:
+    with pytest.raises(UserError, match=message):
+        Trainer(run_of(shop, tmp_path / "run", tuning, **changes), make_accelerator())
+
+
+def test_settings_that_do_not_fit_are_refused_with_advice(shop: Path, tmp_path: Path) -> None:
+    contrast = {"objective": {"contrastive": 1.0}}
+    refuse(shop, tmp_path, "'probe' trains no tower", {"mode": "probe"}, **contrast)
+    refuse(shop, tmp_path, "micro_batch", {"mode": "full"}, **contrast, train={"micro_batch": 4})
+    refuse(shop, tmp_path, "no layer of the model is called nowhere", {"mode": "lora", "places": ["nowhere"]})
+    refuse(shop, tmp_path, "leaves room for", {"mode": "prompt", "context": 40})
+    refuse(shop, tmp_path, "sampling.over: no attribute 'size'", {"mode": "full"}, sampling={"over": ["size"]})
+    refuse(
+        shop, tmp_path, "objective.weights: no attribute 'size'", {"mode": "full"}, objective={"weights": {"size": 2}}
+    )
+    titles = {"objective": {"contrastive": 1.0, "captions": "titles"}}
+    with pytest.raises(UserError, match="title"):
+        trained(run_of(shop, tmp_path / "titled", {"mode": "full"}, **titles))
+
+
+def learns(reader: AttributeReader) -> bool:
+    return any(weight.requires_grad for weight in reader.parameters())
+
+
+def test_zero_shot_keeps_the_start_and_only_calibrates_it(shop: Path, tmp_path: Path) -> None:
+    trainer = trained(run_of(shop, tmp_path / "run", {"mode": "zero_shot"}))
+    assert not learns(trainer.reader)
+    start, model = load_model(str(shop / "start")), load_model(str(tmp_path / "run" / "model"))
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in start.state_dict().items())
+    assert model.temperatures
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_patience_stops_a_run_that_gets_no_better(shop: Path, tmp_path: Path, average: float) -> None:
+    useless = {"steps": 60, "patience": 2, "average": average}
+    run = run_of(
+        shop, tmp_path / "run", {"mode": "full"}, train=useless, optimizer={"lr": 1e-12}, validation={"every": 2}
+    )
+    trainer = trained(run)
+    assert trainer.state.step < 60
+    assert trainer.state.step - trainer.state.best_step == 4
+    again = trained(run)  # resuming does not train on
+    assert again.state.step == trainer.state.step
