@@ -113,7 +113,7 @@ def test_several_values_are_read_as_a_set():
 def test_every_number_of_a_set_is_that_of_scikit_learn(seed, items, values, spread):
     random = np.random.default_rng(seed)
     labels = random.integers(1, 2**values, items)
-    scores = probabilities(random.normal(size=(items, values)) * spread, 1.0, multi_valued=True)
+    scores = probabilities(random.normal(size=(items, values)) * spread, Calibration(), multi_valued=True)
     ours = measure_attribute(attribute(values, multi=True), labels, scores)
     assert ours is not None
     listed = (labels[:, None] >> np.arange(values) & 1).astype(bool)

@@ -246,7 +246,7 @@ def test_a_blend_lies_between_and_its_ends_are_both(shop: Path) -> None:
     assert torch.allclose(middle, by_hand)
 
 
-def test_the_blend_and_the_temperatures_are_chosen_on_the_validation_split(shop: Path, tmp_path: Path) -> None:
+def test_the_blend_and_the_calibration_are_chosen_on_the_validation_split(shop: Path, tmp_path: Path) -> None:
     trainer = Trainer(run_of(shop, tmp_path / "run", {"mode": "full"}), make_accelerator())
     result, judgement = fit(trainer)
     model = load_model(str(tmp_path / "run" / "model"))
@@ -254,10 +254,10 @@ def test_the_blend_and_the_temperatures_are_chosen_on_the_validation_split(shop:
     assert judgement.loss is not None
     assert judgement.loss <= result.loss + 1e-6  # alpha 1 is among the choices
     assert model.card.metrics["blend"] in (0.2, 0.4, 0.6, 0.8, 1.0)
-    assert model.temperatures == pytest.approx(judgement.temperatures)
+    assert model.calibration == judgement.calibration
     labels = trainer.index.label_matrix(trainer.index.rows("validation"))
     known = (labels >= 0).any(axis=0)
-    assert set(model.temperatures) == {
+    assert set(model.calibration) == {
         name for name, any_ in zip(trainer.index.schema.names, known, strict=True) if any_
     }
 
@@ -291,7 +291,7 @@ def test_zero_shot_keeps_the_start_and_only_calibrates_it(shop: Path, tmp_path: 
     assert not learns(trainer.reader)
     start, model = load_model(str(shop / "start")), load_model(str(tmp_path / "run" / "model"))
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in start.state_dict().items())
-    assert model.temperatures
+    assert model.calibration
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])

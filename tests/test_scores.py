@@ -7,6 +7,7 @@ import torch
 from small_shop import SCHEMA, make_reader, make_shards
 
 from facetclip.batches import PixelReader
+from facetclip.calibration import Calibration
 from facetclip.errors import UserError
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
@@ -80,7 +81,7 @@ def test_the_reader_is_left_in_the_mode_it_came_in(index, reader):
 
 def test_a_temperature_flattens_the_probabilities_and_keeps_their_order(index, reader):
     plain = score_rows(reader, index, np.arange(8))
-    reader.temperatures = {"sleeve": 4.0}
+    reader.calibration = {"sleeve": Calibration(4.0)}
     flat = score_rows(reader, index, np.arange(8))
     assert (flat.probabilities["sleeve"].max(axis=1) < plain.probabilities["sleeve"].max(axis=1)).all()
     assert (flat.predicted()["sleeve"] == plain.predicted()["sleeve"]).all()

@@ -30,13 +30,14 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed, help="another seed draws other products")
     parser.add_argument("--missing", type=float, default=default.missing, help="share of cells left empty")
     parser.add_argument("--wrong", type=float, default=default.wrong, help="share of cells that say something else")
+    parser.add_argument("--evenness", type=float, default=default.evenness, help="0: values as skewed as Zipf's law")
     parser.add_argument("--size", type=int, default=default.size, help="pixels of each edge")
     parser.add_argument("--workers", type=int, default=CORES, help="processes")
 
 
 def run_render(args: argparse.Namespace) -> int:
     """Draw a catalog."""
-    spec = RenderSpec(args.kind, args.items, args.seed, args.missing, args.wrong, args.size)
+    spec = RenderSpec(args.kind, args.items, args.seed, args.missing, args.wrong, args.size, args.evenness)
     print(render_catalog(spec, args.out, workers=args.workers))
     return 0
 

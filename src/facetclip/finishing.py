@@ -25,7 +25,7 @@ def finish_model(
     """Write the finished model of the weights in `best` to `out`; returns what it is worth on the validation split.
 
     `start`: what the weights may be blended with (None: not at all). Without a validation label the weights stay as
-    they are and every temperature is 1.
+    they are and nothing is calibrated.
     """
     reader = load_model(str(best)).to(device)
     rows = index.rows("validation")
@@ -48,8 +48,8 @@ def finish_model(
     metrics = {**reader.card.metrics, "blend": alphas[chosen]}
     if judgement.loss is not None:
         metrics["validation_loss"] = judgement.loss
-    reader.temperatures = judgement.temperatures
-    reader.card = replace(reader.card, metrics=metrics, temperatures=judgement.temperatures)
+    reader.calibration = judgement.calibration
+    reader.card = replace(reader.card, metrics=metrics, calibration=judgement.calibration)
     with replace_folder(out) as beside:
         save_model(reader, beside)
     return judgement

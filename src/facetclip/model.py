@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from facetclip.calibration import Calibration
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import Fit
@@ -47,7 +48,7 @@ class ModelCard:
     start: str | None = None
     data_digest: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    temperatures: dict[str, float] = field(default_factory=dict)  # attribute -> what its logits are divided by
+    calibration: dict[str, Calibration] = field(default_factory=dict)  # attribute -> of its logits
 
     def to_json(self) -> str:
         """The card as JSON text."""
@@ -62,7 +63,8 @@ class ModelCard:
             return cls()
         card = json.loads(path.read_text(encoding="utf-8"))
         schema = card.pop("schema")
-        return cls(schema=Schema.model_validate(schema) if schema else None, **card)
+        calibration = {name: Calibration(**each) for name, each in card.pop("calibration", {}).items()}
+        return cls(schema=Schema.model_validate(schema) if schema else None, calibration=calibration, **card)
 
 
 class Outputs(NamedTuple):
@@ -99,7 +101,7 @@ class AttributeReader(nn.Module):
         self.schema = schema
         self.preprocessing = preprocessing
         self.card = ModelCard(schema=schema, fit=preprocessing.fit)
-        self.temperatures: dict[str, float] = {}
+        self.calibration: dict[str, Calibration] = {}
         self.scale_shape = clip.logit_scale.shape
         clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))
         attributes = schema.attributes.values()
@@ -223,8 +225,8 @@ def load_model(source: str, schema: Schema | None = None, *, fit: Fit | None = N
     clip, tokenizer = _load_parts(place, source)
     reader = AttributeReader(clip, tokenizer, schema, _preprocessing(folder, clip, fit or card.fit))
     reader.card = replace(card, schema=schema, fit=reader.preprocessing.fit)
-    if own:  # classifier, bias and temperatures belong to the values they were trained on
-        reader.temperatures = dict(card.temperatures)
+    if own:  # classifier, bias and calibration belong to the values they were trained on
+        reader.calibration = dict(card.calibration)
         _load_head(reader, folder / HEAD)
     return reader.eval()
 

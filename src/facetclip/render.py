@@ -80,7 +80,10 @@ LINES = ("Classic", "Studio", "Heritage", "Everyday", "Nova", "Prime", "Terra", 
 
 @dataclass(frozen=True)
 class RenderSpec:
-    """What to draw: `items` rows of a catalog of `kind`; `missing`: share of cells emptied; `wrong`: of the others."""
+    """What to draw: `items` rows of a catalog of `kind`; `missing`: share of cells emptied; `wrong`: of the others.
+
+    `evenness`: how much more alike in number than by Zipf's law the values are; 0 is that law.
+    """
 
     kind: str
     items: int
@@ -88,6 +91,7 @@ class RenderSpec:
     missing: float = 0.1
     wrong: float = 0.03
     size: int = 1000
+    evenness: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,8 @@ def _check(spec: RenderSpec, workers: int) -> None:
         raise UserError(f"--seed {spec.seed}: expected 0 or more")
     if spec.size < 32:
         raise UserError(f"--size {spec.size}: expected at least 32 pixels")
+    if spec.evenness < 0:
+        raise UserError(f"--evenness {spec.evenness}: expected 0 or more")
     for name in ("missing", "wrong"):
         if not 0 <= getattr(spec, name) <= 1:
             raise UserError(f"--{name} {getattr(spec, name)}: expected a share from 0 to 1")
@@ -177,7 +183,7 @@ def _products(spec: RenderSpec) -> Iterator[_Product]:
     number = 0
     while True:
         random = _random(spec, 0, number)
-        truth = {"cookware": _cookware, "garments": _garment, "starter": _starter}[spec.kind](random)
+        truth = {"cookware": _cookware, "garments": _garment, "starter": _starter}[spec.kind](random, spec.evenness)
         name = truth["kind"] if "kind" in truth else truth["category"]
         title = f"{random.choice(BRANDS)} {random.choice(LINES)} {name}, {random.choice(EXTRAS)}"
         yield _Product(number, f"{PREFIXES[spec.kind]}-{number:06d}", title, truth)
@@ -196,41 +202,42 @@ def _items(spec: RenderSpec) -> list[_Item]:
     raise AssertionError("products are endless")
 
 
-def _skewed(random: np.random.Generator, values: tuple[str, ...], evenness: float = 0.5) -> str:
+def _skewed(random: np.random.Generator, values: tuple[str, ...], evenness: float) -> str:
     shares = 1 / (np.arange(len(values)) + 1 + evenness * len(values))
     return str(random.choice(values, p=shares / shares.sum()))
 
 
-def _cookware(random: np.random.Generator) -> dict[str, str]:
+def _cookware(random: np.random.Generator, evenness: float) -> dict[str, str]:
     return {
         "lid": str(random.choice(LID, p=(0.55, 0.45))),
         "handle": str(random.choice(HANDLE, p=(0.25, 0.35, 0.4))),
-        "colour": _skewed(random, tuple(COLOURS)),
-        "kind": _skewed(random, tuple(COOKWARE)),
+        "colour": _skewed(random, tuple(COLOURS), 0.5 * evenness),
+        "kind": _skewed(random, tuple(COOKWARE), 0.5 * evenness),
     }
 
 
-def _garment(random: np.random.Generator) -> dict[str, str]:
-    category = _skewed(random, (*UPPERS, *LOWERS))
-    return {"category": category, **_worn(random, category, tuple(UPPERS)), **_looks(random)}
+def _garment(random: np.random.Generator, evenness: float) -> dict[str, str]:
+    category = _skewed(random, (*UPPERS, *LOWERS), 0.5 * evenness)
+    return {"category": category, **_worn(random, category, tuple(UPPERS), evenness), **_looks(random, evenness)}
 
 
-def _worn(random: np.random.Generator, category: str, uppers: tuple[str, ...]) -> dict[str, str]:
+def _worn(random: np.random.Generator, category: str, uppers: tuple[str, ...], evenness: float) -> dict[str, str]:
     if category not in uppers:
         return {"sleeve": "", "neckline": ""}
     sleeve = (
         "sleeveless" if category in ("tank top", "vest") else str(random.choice(SLEEVES, p=(0.18, 0.32, 0.18, 0.32)))
     )
     necks = ("crew", "v-neck", "scoop") if category == "tank top" else NECKLINES
-    neckline = "hood" if category == "hoodie" else _skewed(random, necks, evenness=1.0)
+    neckline = "hood" if category == "hoodie" else _skewed(random, necks, evenness)
     return {"sleeve": sleeve, "neckline": neckline}
 
 
-def _looks(random: np.random.Generator) -> dict[str, str]:
-    return {"colour": _skewed(random, tuple(CLOTH_COLOURS)), "pattern": _skewed(random, PATTERNS, evenness=0.15)}
+def _looks(random: np.random.Generator, evenness: float) -> dict[str, str]:
+    colour = _skewed(random, tuple(CLOTH_COLOURS), 0.5 * evenness)
+    return {"colour": colour, "pattern": _skewed(random, PATTERNS, 0.15 * evenness)}
 
 
-def _starter(random: np.random.Generator) -> dict[str, str]:
+def _starter(random: np.random.Generator, evenness: float) -> dict[str, str]:
     blank = dict.fromkeys(ATTRIBUTES["starter"], "")
     colour = str(random.choice(ATTRIBUTES["starter"]["colour"]))
     if random.random() < 0.5:
@@ -239,7 +246,7 @@ def _starter(random: np.random.Generator) -> dict[str, str]:
         pattern = "solid" if random.random() < 0.5 else str(random.choice(PATTERNS))
         return blank | truth | {"kind": kind, "pattern": pattern, "colour": colour}
     kind = str(random.choice([*STARTER_UPPERS, *STARTER_LOWERS]))
-    worn = _worn(random, kind, tuple(STARTER_UPPERS))
+    worn = _worn(random, kind, tuple(STARTER_UPPERS), evenness)
     return blank | {"kind": kind, **worn, "pattern": str(random.choice(PATTERNS)), "colour": colour}
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from facetclip.batches import ahead
+from facetclip.calibration import Calibration, probabilities
 from facetclip.errors import UserError
 from facetclip.images import BadImage, square_planes
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
@@ -83,7 +84,7 @@ def _difference(model: Schema, data: Schema) -> str | None:
 
 
 def reader_digest(reader: AttributeReader) -> str:
-    """sha256 over all that decides what a reader answers: weights, shape, prompts, preprocessing, schema, temperatures.
+    """sha256 over all that decides what a reader answers: weights, shape, prompts, preprocessing, schema, calibration.
 
     It does not depend on how the model's files are written.
     """
@@ -91,7 +92,7 @@ def reader_digest(reader: AttributeReader) -> str:
     shape = [
         getattr(tower, name) for tower in towers for name in ("num_attention_heads", "hidden_act", "layer_norm_eps")
     ]
-    facts = (reader.preprocessing, shape, sorted(reader.temperatures.items()))
+    facts = (reader.preprocessing, shape, sorted((name, astuple(each)) for name, each in reader.calibration.items()))
     total = hashlib.sha256(f"{reader.schema.to_json()}\0{facts}".encode())
     prompts = {"reading_ids": reader.reading_ids, "reading_values": reader.reading_values}
     for name, tensor in sorted({**reader.state_dict(), **prompts}.items()):
@@ -163,13 +164,14 @@ def _square(reader: AttributeReader, photos: Photos, row: int) -> np.ndarray | B
 
 @torch.inference_mode()
 def _probabilities(reader: AttributeReader, pixels: Tensor) -> list[np.ndarray]:
-    """Softmax over each attribute's values, a sigmoid for each where multi-valued, at the attribute's temperature."""
+    """Calibrated probabilities [n, values] of each attribute."""
     logits = reader(pixels.to(reader.device)).logits
     read = []
     for (name, attribute), scores in zip(reader.schema.attributes.items(), logits, strict=True):
-        scaled = scores.float() / reader.temperatures.get(name, 1.0)
-        read.append(scaled.sigmoid() if attribute.multi_valued else scaled.softmax(dim=1))
-    return [scores.cpu().numpy() for scores in read]
+        calibration = reader.calibration.get(name, Calibration())
+        each = probabilities(scores.float().cpu().numpy(), calibration, multi_valued=attribute.multi_valued)
+        read.append(each.astype(np.float32))
+    return read
 
 
 def _joined(

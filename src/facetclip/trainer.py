@@ -247,7 +247,7 @@ class Trainer:
                 start=self.run.model.start,
                 data_digest=self.index.digest,
                 metrics={"validation_loss": self.state.best, "step": self.state.best_step},
-                temperatures={},
+                calibration={},
             )
             with replace_folder(self.folder / "best") as beside:
                 save_model(self.reader, beside, card=card, weights=plain_weights(self.reader))

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from facetclip.batches import Inputs, ahead
-from facetclip.calibration import fit_temperature, probabilities
+from facetclip.calibration import Calibration, fit_calibration, probabilities
 from facetclip.collectives import join_shares, share_of
 from facetclip.metrics import listed_values, measure_attribute
 from facetclip.model import AttributeReader
@@ -24,11 +24,11 @@ PORTION = 64  # photos at a time
 
 @dataclass(frozen=True)
 class Judgement:
-    """How well a model reads the validation split. `loss`: the mean over labels of the log loss at `temperatures`, in
+    """How well a model reads the validation split. `loss`: the mean over labels of the log loss at `calibration`, in
     nats; None where nothing is labelled. `values`: metrics by name, for a log."""
 
     loss: float | None
-    temperatures: dict[str, float]
+    calibration: dict[str, Calibration]
     values: dict[str, float]
 
 
@@ -54,7 +54,7 @@ def logits_of(reader: AttributeReader, inputs: Inputs, rows: np.ndarray) -> Tens
 def judge(logits: np.ndarray, labels: np.ndarray, schema: Schema) -> Judgement:
     """What `logits` [n, values of all attributes] are worth by `labels` [n, attributes]."""
     attributes = schema.attributes
-    losses, counts, temperatures, values = [], [], {}, {}
+    losses, counts, calibration, values = [], [], {}, {}
     for place, (span, (name, attribute)) in enumerate(
         zip(spans([len(a.values) for a in attributes.values()]), attributes.items(), strict=True)
     ):
@@ -63,8 +63,8 @@ def judge(logits: np.ndarray, labels: np.ndarray, schema: Schema) -> Judgement:
         if not known.any():
             continue
         multi = attribute.multi_valued
-        temperatures[name] = fit_temperature(logits[known, span], listed[known], multi_valued=multi)
-        read = probabilities(logits[:, span], temperatures[name], multi_valued=multi)
+        calibration[name] = fit_calibration(logits[known, span], listed[known], multi_valued=multi)
+        read = probabilities(logits[:, span], calibration[name], multi_valued=multi)
         measured = measure_attribute(attribute, labels[:, place], read)
         if measured is not None:
             losses.append(measured.log_loss)
@@ -72,7 +72,7 @@ def judge(logits: np.ndarray, labels: np.ndarray, schema: Schema) -> Judgement:
             values[f"validation/{name}/accuracy"] = measured.accuracy
             values[f"validation/{name}/macro_f1"] = measured.macro_f1
     loss = float(np.average(losses, weights=counts)) if counts else None
-    return Judgement(loss, temperatures, ({} if loss is None else {"validation/loss": loss}) | values)
+    return Judgement(loss, calibration, ({} if loss is None else {"validation/loss": loss}) | values)
 
 
 def mean_f1(values: Mapping[str, float]) -> float:

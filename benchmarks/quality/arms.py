@@ -1,0 +1,192 @@
+"""Every learner that is compared: from a start model and shards to probabilities of the test split."""
+
+import contextlib
+import io
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.quality.catalogs import Material
+from benchmarks.quality.peers import Recipe, clip_loss, infonce, probe_of_each
+from torch import Tensor
+from torch.nn import functional
+
+from facetclip.batches import PixelReader
+from facetclip.calibration import Calibration, probabilities
+from facetclip.config import RunConfig, validated
+from facetclip.feed import Portion
+from facetclip.model import AttributeReader, Outputs, load_model
+from facetclip.runs import fit
+from facetclip.schema import spans
+from facetclip.trainer import OPENNESS, Trainer, make_accelerator
+from facetclip.validation import logits_of
+
+AUGMENT = {"smallest_crop": 0.8, "brightness": 0.0}
+AVERAGE = 0.98
+CACHED_STEPS = {"probe": 1200, "prompt": 300}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms of a comparison share. `passes`: photos through the image tower while training."""
+
+    material: Material
+    work: Path
+    seed: int
+    passes: int
+    batch: int
+    rates: Mapping[str, float]
+    open_clip: Path
+
+    @property
+    def steps(self) -> int:
+        """Updates of an arm whose image tower learns."""
+        return self.passes // self.batch
+
+
+Reading = dict[str, np.ndarray]  # attribute -> probabilities [n, values]
+Arm = Callable[[Setting], Reading]
+
+
+def ours(mode: str, **changes: Mapping[str, Any]) -> Arm:
+    """facetclip with a tuning mode; `changes`: keys of sections of the run file."""
+    return lambda setting: _trained(_run(setting, mode, changes), Trainer, setting)
+
+
+def _run(setting: Setting, mode: str, changes: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    out = setting.work / f"run-{os.getpid()}"
+    shutil.rmtree(out, ignore_errors=True)
+    steps = CACHED_STEPS.get(mode, setting.steps)
+    rate = {"lr": setting.rates[mode]} if mode in setting.rates else {}
+    sections: dict[str, dict[str, Any]] = {
+        "data": {"shards": str(setting.material.index.folder), "features": str(setting.work / "features")},
+        "model": {"start": "starter"},
+        "train": {
+            "steps": steps,
+            "batch": setting.batch,
+            "seed": setting.seed,
+            "average": AVERAGE,
+            "log_every": 10_000,
+        },
+        "tuning": {"mode": mode},
+        "optimizer": {"weight_decay": 0.1, **rate},
+        "augment": AUGMENT,
+        "validation": {"every": max(1, steps // 10)},
+        "checkpoint": {"every": 100_000},
+        "output": {"folder": str(out)},
+    }
+    for name, keys in changes.items():
+        sections[name] = sections.get(name, {}) | dict(keys)
+    return validated(RunConfig, sections, "arm")
+
+
+def _trained(run: RunConfig, kind: type[Trainer], setting: Setting) -> Reading:
+    with contextlib.redirect_stdout(io.StringIO()):
+        fit(kind(run, make_accelerator()))
+    reader = load_model(str(Path(run.output.folder) / "model"))
+    logits = logits_of(reader, photos_of(setting, reader), setting.material.index.rows("test")).numpy()
+    return _read(setting, logits, reader.calibration)
+
+
+def photos_of(setting: Setting, reader: AttributeReader) -> PixelReader:
+    """All photos of the catalog as the model takes them, decoded once."""
+    index = setting.material.index
+    return PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit, cached=np.arange(len(index)))
+
+
+def _read(setting: Setting, logits: np.ndarray, calibration: Mapping[str, Calibration]) -> Reading:
+    attributes = setting.material.index.schema.attributes
+    parts = spans([len(attribute.values) for attribute in attributes.values()])
+    return {
+        name: probabilities(logits[:, part], calibration.get(name, Calibration()), multi_valued=attribute.multi_valued)
+        for part, (name, attribute) in zip(parts, attributes.items(), strict=True)
+    }
+
+
+def _questions(logits: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+    """The summed binary losses [n] of asking of every value whether it is there; an empty cell answers all with no.
+
+    The logits start where a value in so many is there by the same shift as in the sigmoid form of the contrastive loss.
+    """
+    values = logits.shape[1]
+    targets = functional.one_hot(labels.clamp(min=0), values).float() * (labels[:, None] >= 0)
+    shifted = logits - OPENNESS * scale.detach() - math.log(values - 1)
+    return functional.binary_cross_entropy_with_logits(shifted, targets, reduction="none").sum(dim=1)
+
+
+class MissingIsNo(Trainer):
+    """The loss of those who read an empty cell as "no"."""
+
+    def _loss(self, outputs: Outputs, labels: Tensor, portion: Portion) -> Tensor:
+        each = [_questions(logits, labels[:, n], self.reader.scale) for n, logits in enumerate(outputs.logits)]
+        return torch.stack(each).sum() / (self.run.train.batch * len(each))
+
+
+class MaskedQuestions(Trainer):
+    """The same questions, but none where the table is silent: what masking alone is worth."""
+
+    def _loss(self, outputs: Outputs, labels: Tensor, portion: Portion) -> Tensor:
+        each = [_questions(logits, labels[:, n], self.reader.scale) for n, logits in enumerate(outputs.logits)]
+        return (torch.stack(each, dim=1) * (labels >= 0)).sum() / max(1.0, portion.count)
+
+
+def filled(kind: type[Trainer]) -> Arm:
+    """`full` with the loss of `kind`; read by a softmax over each attribute's values, as ours."""
+    return lambda setting: _trained(_run(setting, "full", {}), kind, setting)
+
+
+def captions_infonce(setting: Setting) -> Reading:
+    """One caption a photo and open_clip's loss; calibrated as ours."""
+    index = setting.material.index
+    reader = load_model("starter", index.schema)
+    run = _run(setting, "full", {})
+    recipe = Recipe(
+        steps=setting.steps,
+        batch=setting.batch,
+        rate=setting.rates["infonce"],
+        seed=setting.seed,
+        average=AVERAGE,
+        augmentation=run.augment,
+        every=max(1, setting.steps // 10),
+    )
+    logits, kept = infonce(reader, index, photos_of(setting, reader), recipe, clip_loss(setting.open_clip))
+    return _read(setting, logits, kept.calibration)
+
+
+def separate_probes(setting: Setting) -> Reading:
+    """One scikit-learn logistic regression an attribute on the start model's features."""
+    index = setting.material.index
+    reader = load_model("starter", index.schema)
+    pixels = photos_of(setting, reader)
+    features = {split: _features(reader, pixels, index.rows(split)) for split in ("train", "validation", "test")}
+    return probe_of_each(features, index)
+
+
+@torch.no_grad()
+def _features(reader: AttributeReader, pixels: PixelReader, rows: np.ndarray) -> np.ndarray:
+    parts = [rows[start : start + 64] for start in range(0, len(rows), 64)]
+    return np.concatenate([reader.embed_images(pixels.pixels(part)).numpy() for part in parts])
+
+
+ARMS: dict[str, Arm] = {
+    "zero-shot": ours("zero_shot"),
+    "captions + InfoNCE": captions_infonce,
+    "a probe for each attribute": separate_probes,
+    "probe": ours("probe"),
+    "prompt": ours("prompt"),
+    "lora": ours("lora"),
+    "image_tower": ours("image_tower"),
+    "last_blocks": ours("last_blocks"),
+    "full": ours("full"),
+    "missing counts as no": filled(MissingIsNo),
+    "masked yes or no": filled(MaskedQuestions),
+    "natural sampling": ours("full", sampling={"strategy": "natural"}),
+    "natural, adjusted": ours("full", sampling={"strategy": "natural"}, objective={"logit_adjustment": 1.0}),
+    "square root sampling": ours("full", sampling={"strategy": "square_root"}),
+}

@@ -1,0 +1,166 @@
+"""Learners compared on the same start, shards, splits and budget: `python -m benchmarks.quality.compare garments|luma`.
+
+`garments`: 5 seeds, each a catalog of its own, with 0, 50 and 80% of the cells empty and a tenth of the rest wrong;
+every arm at 50%, the main ones at the others. `luma`: the real catalog, 5 folds by product. Needs `open_clip_torch` in
+--open-clip. Every arm, seed and share is written down when it is done, so the same command goes on where it stopped.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.measuring import environment, write_result
+from benchmarks.quality.arms import ARMS, Setting
+from benchmarks.quality.catalogs import ITEMS, Material, garments, luma
+
+from facetclip.learning_curve import spread
+from facetclip.metrics import measure_attribute, tail_f1
+from facetclip.report import text_table
+from facetclip.workers import each as each_of
+
+RESULTS = Path(__file__).parents[1] / "results"
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "numpy")
+SEEDS = 5
+MAIN = ("zero-shot", "captions + InfoNCE", "a probe for each attribute", "probe", "full")
+GAPS = {0.5: tuple(ARMS), 0.0: MAIN, 0.8: MAIN}
+BATCH = 64
+RATES = {
+    "infonce": 3e-4,
+    "full": 3e-4,
+    "image_tower": 3e-4,
+    "last_blocks": 5e-4,
+    "lora": 1e-3,
+    "probe": 2e-3,
+    "prompt": 2e-3,
+}
+NUMBERS = ("macro_f1", "accuracy", "balanced_accuracy", "tail_f1", "ece")
+
+
+def measured(material: Material, reading: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Metrics of the test split against the truth, per attribute and in the mean, and the ECE against the table."""
+    index = material.index
+    rows, train = index.rows("test"), index.rows("train")
+    attributes: dict[str, dict[str, float]] = {}
+    for name, attribute in index.schema.attributes.items():
+        true = measure_attribute(attribute, material.truth[name][rows], reading[name])
+        listed = measure_attribute(attribute, index.labels[name][rows], reading[name])
+        if true is None or listed is None:
+            continue
+        carried = [int((index.labels[name][train] == value).sum()) for value in range(len(attribute.values))]
+        attributes[name] = {
+            "macro_f1": true.macro_f1,
+            "accuracy": true.accuracy,
+            "balanced_accuracy": true.balanced_accuracy,
+            "tail_f1": tail_f1(true, carried),
+            "ece": listed.ece,
+            "ece_against_truth": true.ece,
+            "macro_f1_of_table": listed.macro_f1,
+        }
+    mean = {key: float(np.mean([each[key] for each in attributes.values()])) for key in next(iter(attributes.values()))}
+    return {"mean": mean, "attributes": attributes}
+
+
+def work_on(task: tuple[str, dict[str, Any], str, Path]) -> str:
+    """One arm on one catalog, unless it is done."""
+    arm, place, name, out = task
+    if out.is_file():
+        return f"{name}: {arm}: there"
+    torch.set_num_threads(1)
+    setting = _setting(place)
+    started = time.perf_counter()
+    found = measured(setting.material, ARMS[arm](setting)) | {"seconds": time.perf_counter() - started}
+    write_result(out, found)
+    return f"{name}: {arm}: macro-F1 {found['mean']['macro_f1']:.4f}, ECE {found['mean']['ece']:.4f}"
+
+
+def _setting(place: dict[str, Any]) -> Setting:
+    """The catalog is opened in the process that works on it."""
+    make = {"garments": garments, "luma": luma}[place["catalog"]]
+    material = make(place["work"], place["seed"], place["gaps"])
+    rest = {key: place[key] for key in ("work", "seed", "passes", "rates", "open_clip")}
+    return Setting(material=material, batch=BATCH, **rest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("catalog", choices=("garments", "luma"))
+    parser.add_argument("--work", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--open-clip", type=Path, default=Path("runs/open_clip"))
+    parser.add_argument("--passes", type=int, default=200 * BATCH)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--arms", nargs="*", default=None, help="these only")
+    args = parser.parse_args()
+    common = {"work": args.work, "passes": args.passes, "open_clip": args.open_clip, "rates": RATES}
+    gaps = GAPS if args.catalog == "garments" else {0.0: tuple(ARMS)}
+    tasks, places = [], {}
+    for share, arms in gaps.items():
+        for seed in range(args.seeds):
+            for arm in arms:
+                if args.arms and arm not in args.arms:
+                    continue
+                name = f"{args.catalog}, seed {seed}, {share:.0%} missing"
+                out = args.work / "done" / args.catalog / f"{share:.1f}" / str(seed) / f"{arm}.json"
+                place = {**common, "catalog": args.catalog, "seed": seed, "gaps": share}
+                tasks.append((arm, place, name, out))
+                places[share, arm, seed] = out
+    _prepare(args.catalog, args.work, args.seeds, gaps)
+    for line in each_of(work_on, tasks, workers=args.workers):
+        print(line, flush=True)
+    found = {key: json.loads(path.read_text()) for key, path in places.items()}
+    result = summary(found)
+    about = {
+        "items": ITEMS if args.catalog == "garments" else None,
+        "passes": args.passes,
+        "batch": BATCH,
+        "rates": RATES,
+    }
+    write_result(RESULTS / f"quality_{args.catalog}.json", {"environment": environment(PACKAGES), **about, **result})
+
+
+def _prepare(catalog: str, work: Path, seeds: int, gaps: dict[float, Any]) -> None:
+    for seed in range(seeds):
+        for share in gaps:
+            {"garments": garments, "luma": luma}[catalog](work, seed, share)
+
+
+def summary(found: dict[tuple[float, str, int], dict[str, Any]]) -> dict[str, Any]:
+    """Means with intervals and paired differences from `full`, printed as tables and returned for the record."""
+    tables: dict[str, Any] = {}
+    for share in dict.fromkeys(key[0] for key in found):
+        arms = list(dict.fromkeys(arm for gap, arm, _ in found if gap == share))
+        seeds = sorted({seed for gap, _, seed in found if gap == share})
+        numbers = {
+            arm: {key: [found[share, arm, seed]["mean"][key] for seed in seeds] for key in NUMBERS} for arm in arms
+        }
+        rows, record = [], {}
+        for arm in arms:
+            each = {key: spread(numbers[arm][key]) for key in NUMBERS}
+            gain = spread([a - b for a, b in zip(numbers["full"]["macro_f1"], numbers[arm]["macro_f1"], strict=True)])
+            rows.append([arm, *(str(each[key]) for key in NUMBERS), f"{gain.mean:+.3f} ±{gain.half:.3f}"])
+            record[arm] = {
+                "seeds": numbers[arm],
+                "mean": {key: [round(value.mean, 4), round(value.half, 4)] for key, value in each.items()},
+                "full_minus_this": [round(gain.mean, 4), round(gain.half, 4)],
+                "attributes": _by_attribute([found[share, arm, seed]["attributes"] for seed in seeds]),
+                "seconds": [round(found[share, arm, seed]["seconds"], 1) for seed in seeds],
+            }
+        print(f"\n{share:.0%} missing, {len(seeds)} seeds: mean with its 95% interval")
+        print(text_table(["arm", *NUMBERS, "full - this, macro-F1"], rows))
+        tables[f"{share:.1f}"] = record
+    return {"missing": tables}
+
+
+def _by_attribute(seeds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: round(float(np.mean([seed[name][key] for seed in seeds])), 4) for key in seeds[0][name]}
+        for name in seeds[0]
+    }
+
+
+if __name__ == "__main__":
+    main()
