@@ -9,7 +9,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "facetclip"
 LAYERS = [
     {"demo"},
     {"cli"},
-    {"data_commands", "model_commands"},
+    {"data_commands", "model_commands", "study_commands"},
+    {"studies"},
     {"runs"},
     {"promotion", "pyfunc_model"},
     {"registry", "trainer", "extract", "evaluate", "shards", "checks", "infer", "render", "doctor"},

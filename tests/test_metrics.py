@@ -6,7 +6,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facetclip.calibration import calibration_error, probabilities
+from facetclip.calibration import Calibration, calibration_error, probabilities
 from facetclip.metrics import LEAST, Detection, listed_values, macro_f1, measure_attribute, measure_detection, tail_f1
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Attribute
 

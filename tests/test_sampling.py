@@ -233,7 +233,7 @@ def test_the_mix_says_what_is_short_and_why() -> None:
     assert mix.got[1] == pytest.approx(0.1)
     lines = describe_mix([mix], {"lid": ("yes", "no")})
     assert lines[0] == "  lid: yes 90%, no 10%"
-    assert "no: 10% instead of 50%, for 5 photos carry it, and max_repeats is reached" in lines[1]
+    assert "no: 10% instead of 50%: carried by 5 photos, and max_repeats is reached" in lines[1]
 
 
 def test_a_value_tied_to_another_is_short_for_the_sake_of_it() -> None:

@@ -83,7 +83,7 @@ def infonce(
             )
         draws = uniforms(recipe.seed, step * np.int64(recipe.batch) + np.arange(len(batch.rows)), 5)
         photos = reader.embed_images(augment(batch.inputs, torch.from_numpy(draws), recipe.augmentation))
-        texts = reader.embed_texts(reader.tokenise(captions_of(index, batch.rows, "values")))
+        texts = reader.embed_texts(reader.tokenise(captions_of(index, batch.rows, "values", reader.schema)))
         optimizer.zero_grad()
         loss(photos, texts, reader.scale[0]).backward()
         torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)

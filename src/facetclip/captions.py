@@ -12,11 +12,12 @@ from facetclip.schema import Schema
 Captions = Literal["values", "titles"]
 
 
-def captions_of(index: ShardIndex, rows: np.ndarray, kind: Captions) -> list[str]:
-    """One caption for each of `rows` [n]; UserError where titles are wanted that the shards do not hold."""
+def captions_of(index: ShardIndex, rows: np.ndarray, kind: Captions, schema: Schema) -> list[str]:
+    """One caption for each of `rows` [n], values in the words of `schema`; UserError where titles are wanted that the
+    shards do not hold."""
     if kind == "titles":
         return [title or "" for title in index.titles.take(rows).to_pylist()]
-    return value_captions(index.schema, {name: index.labels[name][rows] for name in index.schema.names})
+    return value_captions(schema, {name: index.labels[name][rows] for name in index.schema.names})
 
 
 def value_captions(schema: Schema, labels: Mapping[str, np.ndarray]) -> list[str]:

@@ -18,6 +18,8 @@ VERBS = {
     "shard": ("data_commands", "turn a catalog into WebDataset shards with an index"),
     "doctor": ("data_commands", "say what this machine has and what is wrong"),
     "train": ("model_commands", "fine-tune a model as a run file says"),
+    "curve": ("study_commands", "how many labelled images it takes"),
+    "captions": ("study_commands", "which captions work best"),
     "evaluate": ("model_commands", "measure a model on a split, beside its zero-shot start"),
     "extract": ("model_commands", "read every attribute of every item"),
     "promote": ("model_commands", "make the challenger the champion if it is better"),

@@ -15,6 +15,14 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+Form = Literal["schema", "value", "named", "sentence", "several"]
+# Caption form -> the templates whose features are averaged; `schema` stands for what the schema file says.
+FORMS: dict[str, tuple[str, ...]] = {
+    "value": ("{value}",),
+    "named": ("{attribute}: {value}",),
+    "sentence": ("a photo of a product, {attribute} {value}.",),
+    "several": ("{value}", "{attribute}: {value}", "a photo of a product, {attribute} {value}.", "{value} {attribute}"),
+}
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -120,6 +128,12 @@ class ModelChoice(Strict):
         if (self.start is None) == (self.new is None):
             raise ValueError("give either start = 'folder, hub id or starter' or a table [model.new], not both")
         return self
+
+
+class Prompting(Strict):
+    """The caption form of the values (see `FORMS`); `schema`: as the schema says."""
+
+    form: Form = "schema"
 
 
 class Training(Strict):
@@ -245,6 +259,7 @@ class RunConfig(Strict):
     model: ModelChoice
     train: Training
     output: Output
+    prompts: Prompting = Prompting()
     tuning: Tuning = Tuning()
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()

@@ -104,7 +104,7 @@ class Feed:
         return self._captioned(portion, rows, mine) if self.run.objective.contrastive else portion
 
     def _captioned(self, portion: Portion, rows: np.ndarray, mine: np.ndarray) -> Portion:
-        captions = captions_of(self.index, rows, self.run.objective.captions)
+        captions = captions_of(self.index, rows, self.run.objective.captions, self.reader.schema)
         number = {text: place for place, text in enumerate(dict.fromkeys(captions))}
         groups = np.array([number[text] for text in captions])
         gathered = np.concatenate([groups[rank :: self.world] for rank in range(self.world)])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def leave(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
-def start_tracker(run: RunConfig, folder: Path) -> Tracker:
+def start_tracker(run: RunConfig, folder: Path, *, tags: Mapping[str, str] | None = None) -> Tracker:
     """The MLflow run of a run folder, with every setting as a parameter and the resolved run file beside the model."""
     resolved = run.model_dump(mode="json")
     write_whole(folder / "run.json", json.dumps(resolved, indent=2).encode())
@@ -96,7 +97,7 @@ def start_tracker(run: RunConfig, folder: Path) -> Tracker:
         experiment=run.tracking.experiment,
         run_name=folder.name,
         params=flat,
-        tags={},
+        tags=tags or {},
     )
 
 

@@ -308,7 +308,7 @@ def describe_mix(mixes: Sequence[Mix], names: Mapping[str, Sequence[str]], most:
     """Lines for a person: each attribute's mix, of many values the most and least frequent ones, and what is short.
 
     >>> describe_mix([Mix("lid", {0: 0.75, 1: 0.25}, (Short(1, 0.25, 0.5, 3, "max_repeats"),))], {"lid": ["yes", "no"]})
-    ['  lid: yes 75%, no 25%', '    no: 25% instead of 50%, for 3 photos carry it, and max_repeats is reached']
+    ['  lid: yes 75%, no 25%', '    no: 25% instead of 50%: carried by 3 photos, and max_repeats is reached']
     """
     lines = []
     for mix in mixes:
@@ -321,8 +321,8 @@ def describe_mix(mixes: Sequence[Mix], names: Mapping[str, Sequence[str]], most:
         for short in sorted(mix.short, key=lambda short: short.got / short.wanted)[:most]:
             why = "max_repeats is reached" if short.why == "max_repeats" else "other attributes forbid more"
             name = _name(names[mix.attribute], short.value)
-            carried = f"{short.items} photos carry it"
-            lines.append(f"    {name}: {short.got:.0%} instead of {short.wanted:.0%}, for {carried}, and {why}")
+            carried = f"carried by {short.items} photo{'' if short.items == 1 else 's'}"
+            lines.append(f"    {name}: {short.got:.0%} instead of {short.wanted:.0%}: {carried}, and {why}")
     return lines
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
 
-from facetclip.config import Strict, closest, read_toml, validated
+from facetclip.config import FORMS, Form, Strict, closest, read_toml, validated
 
 UNLABELLED = -1  # the catalog does not say
 NOT_APPLICABLE = -2  # the attribute cannot apply to this item
@@ -203,6 +203,22 @@ class Schema(Strict):
             name: label if self.applies(name, labels) else self.attributes[name].not_applicable_label
             for name, label in labels.items()
         }
+
+    def worded(self, form: Form) -> "Schema":
+        """The same values under the prompts of a caption form; `schema` keeps their own."""
+        if form == "schema":
+            return self
+        attributes = {
+            name: attribute.model_copy(
+                update={
+                    "template": tuple(text.replace("{attribute}", name) for text in FORMS[form]),
+                    "read_template": None,
+                    "prompts": {},
+                }
+            )
+            for name, attribute in self.attributes.items()
+        }
+        return self.model_copy(update={"attributes": attributes})
 
     def to_json(self) -> str:
         """A compact form with every default left out; `from_json` restores it."""

@@ -63,9 +63,10 @@ class TrainResult:
 
 
 class Trainer:
-    """One run on one process of many. `tracker` may be set before training."""
+    """One run on one process of many. `tracker` and `quiet` may be set before training."""
 
     tracker: Tracker | None = None
+    quiet = False  # on the terminal
 
     def __init__(self, run: RunConfig, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -287,7 +288,17 @@ class Trainer:
         """Every setting that the numbers depend on, flat, with the digests of the start and of the data."""
         sections = self.run.model_dump(
             mode="json",
-            include={"model", "train", "tuning", "objective", "optimizer", "sampling", "augment", "validation"},
+            include={
+                "model",
+                "prompts",
+                "train",
+                "tuning",
+                "objective",
+                "optimizer",
+                "sampling",
+                "augment",
+                "validation",
+            },
         )
         flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
         del flat["train.log_every"], flat["tuning.interpolate"]
@@ -296,7 +307,7 @@ class Trainer:
 
     def say(self, line: str) -> None:
         """One line on the terminal, from one process."""
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not self.quiet:
             print(line, flush=True)
 
 
@@ -350,10 +361,9 @@ def make_accelerator() -> Accelerator:
 
 
 def start_model(run: RunConfig, index: ShardIndex) -> AttributeReader:
-    """The model that training starts from, reading the attributes of the data."""
+    """The model that training starts from, reading the attributes of the data in the run's caption form."""
+    schema = index.schema.worded(run.prompts.form)
     if run.model.new:
-        prompts = [texts for attribute in index.schema.attributes.values() for texts in attribute.training_prompts]
-        return new_model(
-            run.model.new, index.schema, [text for texts in prompts for text in texts], seed=run.train.seed
-        )
-    return load_model(str(run.model.start), index.schema, fit=run.model.fit)
+        prompts = [texts for attribute in schema.attributes.values() for texts in attribute.training_prompts]
+        return new_model(run.model.new, schema, [text for texts in prompts for text in texts], seed=run.train.seed)
+    return load_model(str(run.model.start), schema, fit=run.model.fit)
