@@ -6,6 +6,7 @@ every arm at 50%, the main ones at the others. `luma`: the real catalog, 5 folds
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.measuring import environment, write_result
-from benchmarks.quality.arms import ARMS, Setting
+from benchmarks.quality.arms import ARMS, NOISE, Setting
 from benchmarks.quality.catalogs import ITEMS, Material, garments, luma
 
 from facetclip.learning_curve import spread
@@ -26,16 +27,16 @@ RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "numpy")
 SEEDS = 5
 MAIN = ("zero-shot", "captions + InfoNCE", "a probe for each attribute", "probe", "full")
-GAPS = {0.5: tuple(ARMS), 0.0: MAIN, 0.8: MAIN}
+GAPS = {0.5: tuple(ARMS), 0.0: MAIN, 0.8: MAIN}  # share of empty cells -> arms
 BATCH = 64
 RATES = {
-    "infonce": 3e-4,
-    "full": 3e-4,
-    "image_tower": 3e-4,
-    "last_blocks": 5e-4,
-    "lora": 1e-3,
-    "probe": 2e-3,
-    "prompt": 2e-3,
+    "infonce": 6e-4,
+    "full": 5e-4,
+    "image_tower": 5e-4,
+    "last_blocks": 8e-4,
+    "lora": 2e-3,
+    "probe": 1e-2,
+    "prompt": 5e-3,
 }
 NUMBERS = ("macro_f1", "accuracy", "balanced_accuracy", "tail_f1", "ece")
 
@@ -79,10 +80,8 @@ def work_on(task: tuple[str, dict[str, Any], str, Path]) -> str:
 
 def _setting(place: dict[str, Any]) -> Setting:
     """The catalog is opened in the process that works on it."""
-    make = {"garments": garments, "luma": luma}[place["catalog"]]
-    material = make(place["work"], place["seed"], place["gaps"])
     rest = {key: place[key] for key in ("work", "seed", "passes", "rates", "open_clip")}
-    return Setting(material=material, batch=BATCH, **rest)
+    return Setting(material=_material(place), batch=BATCH, **rest)
 
 
 def main() -> None:
@@ -93,39 +92,38 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=200 * BATCH)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--arms", nargs="*", default=None, help="these only")
+    parser.add_argument("--arms", nargs="*", help="train these only")
+    parser.add_argument("--missing", nargs="*", type=float, help="at these shares only")
     args = parser.parse_args()
     common = {"work": args.work, "passes": args.passes, "open_clip": args.open_clip, "rates": RATES}
-    gaps = GAPS if args.catalog == "garments" else {0.0: tuple(ARMS)}
-    tasks, places = [], {}
-    for share, arms in gaps.items():
-        for seed in range(args.seeds):
-            for arm in arms:
-                if args.arms and arm not in args.arms:
-                    continue
-                name = f"{args.catalog}, seed {seed}, {share:.0%} missing"
-                out = args.work / "done" / args.catalog / f"{share:.1f}" / str(seed) / f"{arm}.json"
-                place = {**common, "catalog": args.catalog, "seed": seed, "gaps": share}
-                tasks.append((arm, place, name, out))
-                places[share, arm, seed] = out
-    _prepare(args.catalog, args.work, args.seeds, gaps)
+    gaps = GAPS if args.catalog == "garments" else {0.0: MAIN}
+    places = {
+        (share, arm, seed): args.work / "done" / args.catalog / f"{share:.1f}" / str(seed) / f"{arm}.json"
+        for share, arms in gaps.items()
+        for seed, arm in itertools.product(range(args.seeds), arms)
+    }
+    tasks = [
+        (
+            arm,
+            {**common, "catalog": args.catalog, "seed": seed, "gaps": share},
+            f"{share:.0%} missing, seed {seed}",
+            out,
+        )
+        for (share, arm, seed), out in places.items()
+        if (not args.arms or arm in args.arms) and (not args.missing or share in args.missing)
+    ]
+    for _, place, _, _ in tasks:
+        _material(place)  # made once, before several work with it
     for line in each_of(work_on, tasks, workers=args.workers):
         print(line, flush=True)
-    found = {key: json.loads(path.read_text()) for key, path in places.items()}
-    result = summary(found)
-    about = {
-        "items": ITEMS if args.catalog == "garments" else None,
-        "passes": args.passes,
-        "batch": BATCH,
-        "rates": RATES,
-    }
-    write_result(RESULTS / f"quality_{args.catalog}.json", {"environment": environment(PACKAGES), **about, **result})
+    found = {key: json.loads(path.read_text()) for key, path in places.items() if path.is_file()}
+    about = {"items": ITEMS, "passes": args.passes, "batch": BATCH, "rates": RATES, "noise": NOISE}
+    record = {"environment": environment(PACKAGES), **about, "missing": summary(found)}
+    write_result(RESULTS / f"quality_{args.catalog}.json", record)
 
 
-def _prepare(catalog: str, work: Path, seeds: int, gaps: dict[float, Any]) -> None:
-    for seed in range(seeds):
-        for share in gaps:
-            {"garments": garments, "luma": luma}[catalog](work, seed, share)
+def _material(place: dict[str, Any]) -> Material:
+    return {"garments": garments, "luma": luma}[place["catalog"]](place["work"], place["seed"], place["gaps"])
 
 
 def summary(found: dict[tuple[float, str, int], dict[str, Any]]) -> dict[str, Any]:
@@ -133,15 +131,27 @@ def summary(found: dict[tuple[float, str, int], dict[str, Any]]) -> dict[str, An
     tables: dict[str, Any] = {}
     for share in dict.fromkeys(key[0] for key in found):
         arms = list(dict.fromkeys(arm for gap, arm, _ in found if gap == share))
-        seeds = sorted({seed for gap, _, seed in found if gap == share})
+        seeds_of = {arm: sorted(seed for gap, other, seed in found if (gap, other) == (share, arm)) for arm in arms}
         numbers = {
-            arm: {key: [found[share, arm, seed]["mean"][key] for seed in seeds] for key in NUMBERS} for arm in arms
+            arm: {key: [found[share, arm, seed]["mean"][key] for seed in seeds_of[arm]] for key in NUMBERS}
+            for arm in arms
         }
         rows, record = [], {}
         for arm in arms:
             each = {key: spread(numbers[arm][key]) for key in NUMBERS}
-            gain = spread([a - b for a, b in zip(numbers["full"]["macro_f1"], numbers[arm]["macro_f1"], strict=True)])
-            rows.append([arm, *(str(each[key]) for key in NUMBERS), f"{gain.mean:+.3f} ±{gain.half:.3f}"])
+            seeds = seeds_of[arm]
+            gain = spread(
+                [
+                    _f1(found[share, "full", seed]) - _f1(found[share, arm, seed])
+                    for seed in seeds
+                    if seed in seeds_of["full"]
+                ]
+                if "full" in seeds_of
+                else [0.0]
+            )
+            rows.append(
+                [arm, str(len(seeds)), *(str(each[key]) for key in NUMBERS), f"{gain.mean:+.3f} ±{gain.half:.3f}"]
+            )
             record[arm] = {
                 "seeds": numbers[arm],
                 "mean": {key: [round(value.mean, 4), round(value.half, 4)] for key, value in each.items()},
@@ -149,10 +159,14 @@ def summary(found: dict[tuple[float, str, int], dict[str, Any]]) -> dict[str, An
                 "attributes": _by_attribute([found[share, arm, seed]["attributes"] for seed in seeds]),
                 "seconds": [round(found[share, arm, seed]["seconds"], 1) for seed in seeds],
             }
-        print(f"\n{share:.0%} missing, {len(seeds)} seeds: mean with its 95% interval")
-        print(text_table(["arm", *NUMBERS, "full - this, macro-F1"], rows))
+        print(f"\n{share:.0%} missing: mean over seeds with its 95% interval")
+        print(text_table(["arm", "seeds", *NUMBERS, "full - this, macro-F1"], rows))
         tables[f"{share:.1f}"] = record
-    return {"missing": tables}
+    return tables
+
+
+def _f1(found: dict[str, Any]) -> float:
+    return found["mean"]["macro_f1"]
 
 
 def _by_attribute(seeds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -176,8 +176,8 @@ class Tuning(Strict):
 class Objective(Strict):
     """What is minimised: `attributes` and `contrastive` weigh the two losses of `facetclip.losses`.
 
-    `form` and `captions`: of the contrastive one. `logit_adjustment`: tau, 0 for none. `weights`: what a label of an
-    attribute counts, 1 where not given.
+    `form` and `captions`: of the contrastive one. `noise`: the share of cells taken to say anything at random.
+    `logit_adjustment`: tau, 0 for none. `weights`: what a label of an attribute counts, 1 where not given.
     """
 
     attributes: NonNegative = 1.0
@@ -185,6 +185,7 @@ class Objective(Strict):
     form: Literal["softmax", "sigmoid"] = "softmax"
     captions: Literal["values", "titles"] = "values"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     logit_adjustment: NonNegative = 0.0
     weights: dict[str, NonNegative] = {}
 

@@ -77,7 +77,18 @@ class Feed:
             multi_valued=tuple(attribute.multi_valued for attribute in attributes.values()),
             weights=tuple(objective.weights.get(name, 1.0) for name in attributes),
             smoothing=objective.label_smoothing,
+            noise=objective.noise,
             shifts=shifts,
+        )
+
+    def objective_at(self, step: int) -> AttributeObjective:
+        """What is minimised at a step: the noise comes in over the first half, since to a model that does not know a
+        rare value yet each of its labels looks like a mistake."""
+        whole = self.objective
+        return (
+            replace(whole, noise=whole.noise * min(1.0, 2 * step / (self.run.train.steps or 1)))
+            if whole.noise
+            else whole
         )
 
     def planned(self, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:

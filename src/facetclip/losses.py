@@ -18,14 +18,17 @@ from torch.nn import functional
 class AttributeObjective:
     """How each attribute counts, in schema order.
 
-    `weights`: what one label of it counts. `shifts`: added to its logits while training, None for nothing: tau times
-    the log of how often each value is drawn, so that what is learned favours none (logit adjustment, Menon et al.,
-    "Long-tail learning via logit adjustment", 2021).
+    `weights`: what one label of it counts. `smoothing`: the part of a label that is spread over all values. `noise`:
+    the share of labels taken to say anything at random ("forward correction", Patrini et al., "Making Deep Neural
+    Networks Robust to Label Noise", 2017): a label that contradicts a sure model moves it little. `shifts`: added to
+    its logits while training, None for nothing: tau times the log of how often each value is drawn, so that what is
+    learned favours none (logit adjustment, Menon et al., "Long-tail learning via logit adjustment", 2021).
     """
 
     multi_valued: tuple[bool, ...]
     weights: tuple[float, ...]
     smoothing: float = 0.0
+    noise: float = 0.0
     shifts: tuple[Tensor, ...] | None = None
 
     def count(self, labels: np.ndarray) -> float:
@@ -59,20 +62,32 @@ def attribute_losses(logits: Sequence[Tensor], labels: Tensor, objective: Attrib
     for place, scores in enumerate(logits):
         shifted = scores.float() if objective.shifts is None else scores.float() + objective.shifts[place]
         of_one = _many if objective.multi_valued[place] else _one
-        sums.append(objective.weights[place] * of_one(shifted, labels[:, place], objective.smoothing))
+        sums.append(objective.weights[place] * of_one(shifted, labels[:, place], objective))
     return torch.stack(sums)
 
 
-def _one(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    return functional.cross_entropy(
-        logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum", label_smoothing=smoothing
-    )
+def _one(logits: Tensor, labels: Tensor, objective: AttributeObjective) -> Tensor:
+    told = functional.log_softmax(logits, dim=1)
+    if objective.noise:
+        told = _doubted(told, objective.noise, 1 / logits.shape[1])
+    # Smoothing spreads a part of each label over all values.
+    picked = told.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    each = (1 - objective.smoothing) * picked + objective.smoothing * told.mean(dim=1)
+    return -(each * (labels >= 0)).sum()
 
 
-def _many(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    targets = listed(labels, logits.shape[1]) * (1 - smoothing) + smoothing / 2
-    each = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (each * (labels >= 0)[:, None]).sum()
+def _many(logits: Tensor, labels: Tensor, objective: AttributeObjective) -> Tensor:
+    targets = listed(labels, logits.shape[1]) * (1 - objective.smoothing) + objective.smoothing / 2
+    yes, no = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+    if objective.noise:
+        yes, no = _doubted(yes, objective.noise, 0.5), _doubted(no, objective.noise, 0.5)
+    each = targets * yes + (1 - targets) * no
+    return -(each * (labels >= 0)[:, None]).sum()
+
+
+def _doubted(told: Tensor, noise: float, chance: float) -> Tensor:
+    """log((1 - noise) * p + noise * chance) from log p."""
+    return torch.logaddexp(told + math.log1p(-noise), told.new_tensor(math.log(noise * chance)))
 
 
 @dataclass(frozen=True)

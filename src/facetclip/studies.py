@@ -108,22 +108,32 @@ class Study:
         if parent:
             tags = {PARENT: parent.run_id} if parent.run_id else {}
             trainer.tracker = start_tracker(trainer.run, folder, tags=tags)
-        fit(trainer)
-        inputs = self._test_inputs(trainer)
-        if self.accelerator.is_main_process:
-            reader = load_model(str(folder / "model")).to(self.accelerator.device)
-            scores = scores_of(reader, inputs, self.index, self.rows)
-            write_whole(done, json.dumps(scores, indent=1).encode())
+        ended = "FAILED"
+        try:
+            fit(trainer)
+            inputs = self._test_inputs(trainer)
+            if self.accelerator.is_main_process:
+                self._write_down(child, trainer, inputs, done)
+            ended = "FINISHED"
+        finally:
             if trainer.tracker:
-                flat = {f"test/{name}/{metric}": score for name, of in scores.items() for metric, score in of.items()}
-                trainer.tracker.metrics(trainer.state.step, flat)
-                trainer.tracker.finish("FINISHED")
-            told = ", ".join(f"{name} {of['macro_f1']:.3f}" for name, of in scores.items())
-            print(f"{child.name}: macro-F1 {told}", flush=True)
+                trainer.tracker.finish(ended)
+        if self.accelerator.is_main_process:
             for name in ("checkpoints", "best", "model"):
                 remove(folder / name)
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
+
+    def _write_down(self, child: Child, trainer: Trainer, inputs: Inputs, done: Path) -> None:
+        """What the trained model is worth on the test split: into the child's file, MLflow, and a line."""
+        reader = load_model(str(trainer.folder / "model")).to(self.accelerator.device)
+        scores = scores_of(reader, inputs, self.index, self.rows)
+        write_whole(done, json.dumps(scores, indent=1).encode())
+        if trainer.tracker:
+            flat = {f"test/{name}/{metric}": score for name, of in scores.items() for metric, score in of.items()}
+            trainer.tracker.metrics(trainer.state.step, flat)
+        told = ", ".join(f"{name} {of['macro_f1']:.3f}" for name, of in scores.items())
+        print(f"{child.name}: macro-F1 {told}", flush=True)
 
     def _run_of(self, child: Child, folder: Path) -> RunConfig:
         changes = {name: dict(keys) for name, keys in child.changes.items()}

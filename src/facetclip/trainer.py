@@ -129,7 +129,7 @@ class Trainer:
 
     def _loss(self, outputs: Outputs, labels: Tensor, portion: Portion) -> Tensor:
         weights = self.run.objective
-        sums = attribute_losses(outputs.logits, labels, self.feed.objective)
+        sums = attribute_losses(outputs.logits, labels, self.feed.objective_at(portion.step))
         loss = weights.attributes * sums.sum() / portion.count
         if outputs.captions is None or portion.groups is None:
             return loss
