@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from facetclip.losses import AttributeObjective, Pairing, attribute_losses, contrastive_loss
+
+Form = Literal["softmax", "sigmoid"]
 
 
 def plainly(multi_valued: list[bool], **settings: object) -> AttributeObjective:
@@ -107,24 +110,46 @@ def test_the_sigmoid_form_judges_every_pair_by_itself() -> None:
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-def test_photos_of_one_caption_are_not_driven_apart(form: str) -> None:
+def test_photos_of_one_caption_are_not_driven_apart(form: Form) -> None:
     """All captions alike: with the pairs as positives, no pair pushes a photo away from the caption."""
     captions = functional.normalize(torch.ones(3, 4), dim=1)
     near, apart = captions.clone(), torch.eye(4)[:3]
     same = [
         contrastive_loss(pairing(p, captions, [0, 0, 0], slice(0, 3)), torch.tensor([10.0]), torch.zeros(1), form)
         for p in (near, apart)
-    ]  # type: ignore[arg-type]  # a literal
+    ]
     assert same[0] <= same[1] + 1e-5
     if form == "softmax":  # nothing to tell apart: the loss is that of an even target, without a gradient
         assert same[0].item() == pytest.approx(3 * math.log(3), rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-def test_the_shares_of_processes_add_up(form: str) -> None:
+def test_the_shares_of_processes_add_up(form: Form) -> None:
     photos, captions, groups = torch.randn(6, 8), torch.randn(6, 8), [0, 1, 0, 2, 3, 1]
     whole, first, second = (
-        contrastive_loss(pairing(photos, captions, groups, mine), torch.tensor([4.0]), torch.tensor([-1.0]), form)  # type: ignore[arg-type]  # a literal
+        contrastive_loss(pairing(photos, captions, groups, mine), torch.tensor([4.0]), torch.tensor([-1.0]), form)
         for mine in (slice(0, 6), slice(0, 2), slice(2, 6))
     )
     assert torch.allclose(whole, first + second, rtol=1e-5)
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_label_that_contradicts_a_sure_model_hardly_moves_it_where_cells_may_be_wrong(multi: bool) -> None:
+    label = torch.tensor([[0b10 if multi else 1]])
+    pulls = {}
+    for noise in (0.0, 0.1):
+        for sure in (0.5, 8.0):
+            logits = torch.tensor([[sure, -sure]], requires_grad=True)
+            attribute_losses([logits], label, plainly([multi], noise=noise)).sum().backward()
+            assert logits.grad is not None
+            pulls[noise, sure] = logits.grad.abs().max().item()
+    assert pulls[0.0, 8.0] > 0.99
+    assert pulls[0.1, 8.0] < 0.01
+    assert pulls[0.1, 0.5] > 0.5 * pulls[0.0, 0.5]
+
+
+def test_the_noisy_loss_is_that_of_the_mixture() -> None:
+    logits, label = torch.randn(1, 4), torch.tensor([[2]])
+    told = logits.softmax(dim=1)[0, 2].item()
+    loss = attribute_losses([logits], label, plainly([False], noise=0.2)).item()
+    assert loss == pytest.approx(-math.log(0.8 * told + 0.2 / 4), rel=1e-5)

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     configure(parser)
     try:
-        return run(parser.parse_args(words[1:]))
+        return run(parser.parse_intermixed_args(words[1:]))  # overrides may stand before or after options
     except UserError as error:
         # Every process of a launch meets the same mistake; one says so.
         if os.environ.get("RANK", "0") == "0":
