@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.quality.catalogs import Material
-from benchmarks.quality.peers import Recipe, clip_loss, infonce, probe_of_each
+from benchmarks.quality.peers import Recipe, clip_loss, infonce, probe_of_each, trees_of_each
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,6 +30,7 @@ from facetclip.validation import logits_of
 
 AUGMENT = {"smallest_crop": 0.8, "brightness": 0.0}
 AVERAGE = 0.98
+VALIDATIONS = 6
 CACHED_STEPS = {"probe": 1200, "prompt": 300}  # their photos pass the image tower once
 NOISE = 0.1  # the share of cells that are wrong, as a look at some fifty rows would tell
 
@@ -79,7 +80,7 @@ def _run(setting: Setting, mode: str, changes: Mapping[str, Mapping[str, Any]]) 
         "tuning": {"mode": mode},
         "optimizer": {"weight_decay": 0.1, **rate},
         "augment": AUGMENT,
-        "validation": {"every": max(1, steps // 6)},
+        "validation": {"every": max(1, steps // VALIDATIONS)},
         "checkpoint": {"every": 100_000},
         "output": {"folder": str(out)},
     }
@@ -156,7 +157,7 @@ def captions_infonce(setting: Setting) -> Reading:
         seed=setting.seed,
         average=AVERAGE,
         augmentation=run.augment,
-        every=max(1, setting.steps // 6),
+        every=max(1, setting.steps // VALIDATIONS),
     )
     logits, kept = infonce(reader, index, photos_of(setting, reader, *SPLITS), recipe, clip_loss(setting.open_clip))
     return _read(setting, logits, kept.calibration)
@@ -169,6 +170,13 @@ def separate_probes(setting: Setting) -> Reading:
     pixels = photos_of(setting, reader, *SPLITS)
     features = {split: _features(reader, pixels, index.rows(split)) for split in SPLITS}
     return probe_of_each(features, index)
+
+
+def trees_on_pixels(setting: Setting) -> Reading:
+    """No CLIP: extra trees on small pictures."""
+    index = setting.material.index
+    rows = np.arange(len(index.item_ids))
+    return trees_of_each(PixelReader(index, 32, "pad", cached=rows).pixels(rows).numpy(), index)
 
 
 @torch.no_grad()
@@ -184,6 +192,7 @@ ARMS: dict[str, Arm] = {
     "zero-shot": ours("zero_shot"),
     "captions + InfoNCE": captions_infonce,
     "a probe for each attribute": separate_probes,
+    "trees on raw pixels": trees_on_pixels,
     "full": ours("full", **OURS),
     "missing counts as no": filled(MissingIsNo),
     "masked yes or no": filled(MaskedQuestions),

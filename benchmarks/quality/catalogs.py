@@ -19,9 +19,9 @@ ROOT = HERE.parents[1]
 GARMENTS_SCHEMA = HERE / "garments_schema.toml"
 LUMA = ROOT.parent / "shared" / "data" / "luma"
 LUMA_SCHEMA = ROOT / "training" / "runs" / "luma_schema.toml"
-ITEMS = 6_000
+ITEMS = 16_000
 WRONG = 0.1
-SHARES = Shares(0.35, 0.2, 0.45)  # many test items, so that an error of calibration is not one of counting
+SHARES = Shares(0.5, 0.1, 0.4)  # many test items, so that an error of calibration is not one of counting
 FOLDS = 5
 
 

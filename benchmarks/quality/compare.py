@@ -18,6 +18,7 @@ from benchmarks.measuring import environment, write_result
 from benchmarks.quality.arms import ARMS, NOISE, Setting
 from benchmarks.quality.catalogs import ITEMS, Material, garments, luma
 
+from facetclip.calibration import ReliabilityBin
 from facetclip.learning_curve import spread
 from facetclip.metrics import measure_attribute, tail_f1
 from facetclip.report import text_table
@@ -26,9 +27,16 @@ from facetclip.workers import each as each_of
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "numpy")
 SEEDS = 5
-MAIN = ("zero-shot", "captions + InfoNCE", "a probe for each attribute", "probe", "full")
-GAPS = {0.5: tuple(ARMS), 0.0: MAIN, 0.8: MAIN}  # share of empty cells -> arms
 BATCH = 64
+MAIN = ("zero-shot", "captions + InfoNCE", "a probe for each attribute", "probe", "full")
+GAPS = {  # catalog -> share of empty cells -> arms
+    "garments": {0.5: tuple(arm for arm in ARMS if arm != "trees on raw pixels"), 0.0: MAIN, 0.8: MAIN},
+    "luma": {0.0: ("trees on raw pixels", *MAIN, "lora", "image_tower", "last_blocks", "prompt")},
+}
+PASSES = {  # catalog -> share of empty cells -> photos through the image tower while training
+    "garments": {0.5: 400 * BATCH, 0.0: 200 * BATCH, 0.8: 200 * BATCH},
+    "luma": {0.0: 200 * BATCH},
+}
 RATES = {
     "infonce": 6e-4,
     "full": 5e-4,
@@ -46,6 +54,7 @@ def measured(material: Material, reading: dict[str, np.ndarray]) -> dict[str, An
     index = material.index
     rows, train = index.rows("test"), index.rows("train")
     attributes: dict[str, dict[str, float]] = {}
+    confusions = {}
     for name, attribute in index.schema.attributes.items():
         true = measure_attribute(attribute, material.truth[name][rows], reading[name])
         listed = measure_attribute(attribute, index.labels[name][rows], reading[name])
@@ -58,11 +67,21 @@ def measured(material: Material, reading: dict[str, np.ndarray]) -> dict[str, An
             "balanced_accuracy": true.balanced_accuracy,
             "tail_f1": tail_f1(true, carried),
             "ece": listed.ece,
+            "ece_of_counting": ece_of_counting(listed.reliability),
             "ece_against_truth": true.ece,
             "macro_f1_of_table": listed.macro_f1,
         }
+        confusions[name] = true.confusion
     mean = {key: float(np.mean([each[key] for each in attributes.values()])) for key in next(iter(attributes.values()))}
-    return {"mean": mean, "attributes": attributes}
+    return {"mean": mean, "attributes": attributes, "confusions": confusions}
+
+
+def ece_of_counting(bins: tuple[ReliabilityBin, ...], draws: int = 200) -> float:
+    """The calibration error that a perfectly calibrated reader would show on so few items, in the mean of `draws`."""
+    counts = np.array([each.items for each in bins])
+    sure = np.array([each.confidence for each in bins])
+    right = np.random.default_rng(0).binomial(counts, sure, size=(draws, len(counts)))
+    return float((np.abs(right - counts * sure).sum(axis=1) / counts.sum()).mean())
 
 
 def work_on(task: tuple[str, dict[str, Any], str, Path]) -> str:
@@ -89,14 +108,13 @@ def main() -> None:
     parser.add_argument("catalog", choices=("garments", "luma"))
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--open-clip", type=Path, default=Path("runs/open_clip"))
-    parser.add_argument("--passes", type=int, default=200 * BATCH)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--arms", nargs="*", help="train these only")
     parser.add_argument("--missing", nargs="*", type=float, help="at these shares only")
     args = parser.parse_args()
-    common = {"work": args.work, "passes": args.passes, "open_clip": args.open_clip, "rates": RATES}
-    gaps = GAPS if args.catalog == "garments" else {0.0: MAIN}
+    common = {"work": args.work, "open_clip": args.open_clip, "rates": RATES}
+    gaps = GAPS[args.catalog]
     places = {
         (share, arm, seed): args.work / "done" / args.catalog / f"{share:.1f}" / str(seed) / f"{arm}.json"
         for share, arms in gaps.items()
@@ -105,7 +123,7 @@ def main() -> None:
     tasks = [
         (
             arm,
-            {**common, "catalog": args.catalog, "seed": seed, "gaps": share},
+            {**common, "catalog": args.catalog, "seed": seed, "gaps": share, "passes": PASSES[args.catalog][share]},
             f"{share:.0%} missing, seed {seed}",
             out,
         )
@@ -117,7 +135,7 @@ def main() -> None:
     for line in each_of(work_on, tasks, workers=args.workers):
         print(line, flush=True)
     found = {key: json.loads(path.read_text()) for key, path in places.items() if path.is_file()}
-    about = {"items": ITEMS, "passes": args.passes, "batch": BATCH, "rates": RATES, "noise": NOISE}
+    about = {"items": ITEMS, "passes": PASSES[args.catalog], "batch": BATCH, "rates": RATES, "noise": NOISE}
     record = {"environment": environment(PACKAGES), **about, "missing": summary(found)}
     write_result(RESULTS / f"quality_{args.catalog}.json", record)
 
@@ -157,6 +175,7 @@ def summary(found: dict[tuple[float, str, int], dict[str, Any]]) -> dict[str, An
                 "mean": {key: [round(value.mean, 4), round(value.half, 4)] for key, value in each.items()},
                 "full_minus_this": [round(gain.mean, 4), round(gain.half, 4)],
                 "attributes": _by_attribute([found[share, arm, seed]["attributes"] for seed in seeds]),
+                "pooled_balanced_accuracy": _pooled([found[share, arm, seed]["confusions"] for seed in seeds]),
                 "seconds": [round(found[share, arm, seed]["seconds"], 1) for seed in seeds],
             }
         print(f"\n{share:.0%} missing: mean over seeds with its 95% interval")
@@ -173,6 +192,15 @@ def _by_attribute(seeds: list[dict[str, dict[str, float]]]) -> dict[str, dict[st
     return {
         name: {key: round(float(np.mean([seed[name][key] for seed in seeds])), 4) for key in seeds[0][name]}
         for name in seeds[0]
+    }
+
+
+def _pooled(seeds: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean recall over the values of each attribute, the test splits of all seeds (or folds) put together."""
+    pooled = {name: np.sum([seed[name] for seed in seeds], axis=0) for name in seeds[0]}
+    return {
+        name: round(float(np.mean([row[place] / row.sum() for place, row in enumerate(matrix) if row.sum()])), 4)
+        for name, matrix in pooled.items()
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 
 from facetclip.averaging import MovingAverage
@@ -25,6 +26,8 @@ from facetclip.schedule import learning_rate
 from facetclip.schema import Attribute
 from facetclip.validation import Judgement, judge, logits_of
 
+BINS = 8  # of each colour channel, in the histogram
+TREES = 300
 CS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -96,6 +99,28 @@ def infonce(
                 if (judgement.loss or math.inf) < (best.loss or math.inf):
                     best, logits = judgement, logits_of(reader, pixels, index.rows("test")).numpy()
     return logits, best
+
+
+def trees_of_each(pixels: np.ndarray, index: ShardIndex) -> dict[str, np.ndarray]:
+    """Probabilities [n, values] of the test split by extra trees on raw pixels and a colour histogram: what needs no
+    CLIP at all. `pixels`: uint8 [items, 3, side, side] of the whole index; they learn from train and validation."""
+    planes = pixels.astype(np.int64) // (256 // BINS)
+    colours = (planes[:, 0] * BINS + planes[:, 1]) * BINS + planes[:, 2]
+    histograms = [np.bincount(each.ravel(), minlength=BINS**3) for each in colours]
+    features = np.concatenate([pixels.reshape(len(pixels), -1), np.stack(histograms)], axis=1)
+    known = np.concatenate([index.rows("train"), index.rows("validation")])
+    return {
+        name: _trees(features, index.labels[name], known, index.rows("test"), len(attribute.values))
+        for name, attribute in index.schema.attributes.items()
+    }
+
+
+def _trees(features: np.ndarray, labels: np.ndarray, known: np.ndarray, test: np.ndarray, values: int) -> np.ndarray:
+    rows = known[labels[known] >= 0]
+    trees = ExtraTreesClassifier(TREES, random_state=0).fit(features[rows], labels[rows])
+    probabilities = np.zeros((len(test), values))
+    probabilities[:, trees.classes_] = trees.predict_proba(features[test])
+    return probabilities
 
 
 def probe_of_each(features: dict[str, np.ndarray], index: ShardIndex) -> dict[str, np.ndarray]:
