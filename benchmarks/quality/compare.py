@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from benchmarks.measuring import environment, write_result
 from benchmarks.quality.arms import ARMS, NOISE, Setting
-from benchmarks.quality.catalogs import ITEMS, Material, garments, luma
+from benchmarks.quality.catalogs import FOLDS, ITEMS, Material, garments, luma
 
 from facetclip.calibration import ReliabilityBin
 from facetclip.learning_curve import spread
@@ -26,7 +26,7 @@ from facetclip.workers import each as each_of
 
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "scikit-learn", "numpy")
-SEEDS = 5
+SEEDS = {"garments": (1, 2, 3, 4, 5), "luma": tuple(range(FOLDS))}  # catalog 0 is what the settings were chosen on
 BATCH = 64
 MAIN = ("zero-shot", "captions + InfoNCE", "a probe for each attribute", "probe", "full")
 GAPS = {  # catalog -> share of empty cells -> arms
@@ -108,7 +108,6 @@ def main() -> None:
     parser.add_argument("catalog", choices=("garments", "luma"))
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--open-clip", type=Path, default=Path("runs/open_clip"))
-    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--arms", nargs="*", help="train these only")
     parser.add_argument("--missing", nargs="*", type=float, help="at these shares only")
@@ -118,7 +117,7 @@ def main() -> None:
     places = {
         (share, arm, seed): args.work / "done" / args.catalog / f"{share:.1f}" / str(seed) / f"{arm}.json"
         for share, arms in gaps.items()
-        for seed, arm in itertools.product(range(args.seeds), arms)
+        for seed, arm in itertools.product(SEEDS[args.catalog], arms)
     }
     tasks = [
         (
