@@ -20,13 +20,14 @@ from benchmarks.quality.catalogs import GARMENTS_SCHEMA
 from facetclip.batches import ahead
 from facetclip.catalog import read_catalog
 from facetclip.config import NewModel, RunConfig, validated
+from facetclip.engine import make_accelerator
 from facetclip.model import save_model
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.schema import read_schema
 from facetclip.scratch import new_model
 from facetclip.shards import ShardSpec, build_shards
 from facetclip.splits import Shares
-from facetclip.trainer import Trainer, make_accelerator
+from facetclip.trainer import Trainer
 
 B32 = NewModel(
     image_size=224,

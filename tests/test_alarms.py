@@ -8,7 +8,8 @@ from small_shop import make_shards
 from test_trainer import make_run
 
 from facetclip.alarms import collapse_alarm, mean_cosine
-from facetclip.trainer import Trainer, make_accelerator
+from facetclip.engine import make_accelerator
+from facetclip.trainer import Trainer
 
 
 def test_a_loss_that_falls_from_chance_is_no_alarm() -> None:

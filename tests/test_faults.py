@@ -24,8 +24,21 @@ def test_the_process_is_killed_the_nth_time(monkeypatch):
     assert killed == [(os.getpid(), signal.SIGKILL)]
 
 
-@pytest.mark.parametrize("fault", ["here", "here:", "here:0", "here:x"])
+@pytest.mark.parametrize("fault", ["here", "here:", "here:0", "here:x", "here:1=strange", "here:1@x"])
 def test_a_count_that_is_none_is_refused(monkeypatch, fault):
     monkeypatch.setenv("FACETCLIP_FAULT", fault)
     with pytest.raises(UserError, match="expected place:n"):
         faults.reach("here")
+
+
+def test_kind_and_rank(monkeypatch):
+    monkeypatch.setenv("FACETCLIP_FAULT", "kind:1=full@1,kind:1=nan@0,other:2=raise")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(OSError, match="No space left"):
+        faults.reach("kind")
+    monkeypatch.setenv("RANK", "0")
+    faults._reached.clear()
+    assert faults.spoiled("kind") != faults.spoiled("kind")  # a number that is none, then nothing
+    faults.reach("other")
+    with pytest.raises(RuntimeError):
+        faults.reach("other")

@@ -14,6 +14,7 @@ from test_trainer import make_run
 from facetclip import extract as extraction
 from facetclip.batches import PixelReader
 from facetclip.config import RunConfig, Tuning
+from facetclip.engine import make_accelerator
 from facetclip.errors import UserError
 from facetclip.extract import FromShards, extract
 from facetclip.features import FeatureReader
@@ -21,7 +22,7 @@ from facetclip.model import AttributeReader, load_model, save_model
 from facetclip.optimizers import build_optimizer
 from facetclip.runs import fit
 from facetclip.scores import score_rows
-from facetclip.trainer import Trainer, make_accelerator
+from facetclip.trainer import Trainer
 from facetclip.tuning import TEXT, blend, layer_depths, plain_weights, rate_factors, tune
 from facetclip.validation import logits_of
 

@@ -20,12 +20,13 @@ from torch.nn import functional
 from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration, probabilities
 from facetclip.config import RunConfig, validated
+from facetclip.engine import make_accelerator
 from facetclip.feed import Portion
 from facetclip.model import AttributeReader, Outputs, load_model
 from facetclip.runs import fit
 from facetclip.schema import spans
 from facetclip.splits import SPLITS
-from facetclip.trainer import OPENNESS, Trainer, make_accelerator
+from facetclip.trainer import OPENNESS, Trainer
 from facetclip.validation import logits_of
 
 AUGMENT = {"smallest_crop": 0.8, "brightness": 0.0}

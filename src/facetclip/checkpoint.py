@@ -6,7 +6,7 @@ Order, sampling and augmentation are functions of the step, so weights, optimize
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class TrainState:
-    """`step`: updates done; `best`: the lowest validation loss so far, and `best_step`: where it was measured."""
+    """`step`: updates done; `best`: the lowest validation loss so far, and `best_step`: where it was measured;
+    `skipped`: updates left out since a loss or gradient was no number."""
 
     step: int = 0
     best: float = float("inf")
     best_step: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,14 @@ def _verified(path: Path) -> dict[str, bytes] | None:
     return contents if whole and contents else None
 
 
-def check_science(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """UserError naming every setting in which a run differs from the one it would resume."""
-    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+def check_science(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path, allow: Collection[str] = ()) -> None:
+    """UserError naming every setting, but for those of `allow`, in which a run differs from the one it would resume."""
+    changed = [name for name in sorted({*then, *now} - {*allow}) if then.get(name) != now.get(name)]
     if changed:
         lines = [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed]
         raise UserError(
-            f"{folder}: cannot resume: {'; '.join(lines)}. Change it back, take another output.folder, or --fresh"
+            f"{folder}: cannot resume: {'; '.join(lines)}. Change it back, take another output.folder, "
+            f"let it through with --allow {changed[0]}, or start over with --fresh"
         )
 
 

@@ -40,6 +40,13 @@ def gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The sum of every process's `values`, in place, on all of them."""
+    if processes()[1] > 1:
+        distributed.all_reduce(values)
+    return values
+
+
 def share_of(rows: np.ndarray) -> np.ndarray:
     """This process's part of `rows`: every n-th one, as many as the others have (the last is repeated where short)."""
     rank, count = processes()

@@ -141,6 +141,7 @@ class Training(Strict):
 
     `steps`: by `facetclip.presets` where not given. `patience`: validations without a better one after which training
     stops, 0 for never. `average`: decay of the moving average of the weights that is validated and kept, 0 for none.
+    `nonfinite`: at a loss or gradient that is no number, `stop`, or `skip` the update, at most `most_skipped` times.
     """
 
     steps: Positive | None = None
@@ -149,6 +150,8 @@ class Training(Strict):
     seed: int = 0
     patience: Annotated[int, Field(ge=0)] = 0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nonfinite: Literal["stop", "skip"] = "stop"
+    most_skipped: Annotated[int, Field(ge=0)] = 10
     log_every: Positive = 10
 
 
@@ -234,10 +237,19 @@ class Validation(Strict):
 
 
 class Checkpoints(Strict):
-    """When the state is saved (at each validation where not given), and how many saves are kept."""
+    """When the state is saved: every so many steps (at each validation where not given), and also when so many
+    `minutes` have passed since the last save; and how many saves are kept."""
 
     every: Positive | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
     keep: Positive = 2
+
+
+class Watch(Strict):
+    """`timeout`: seconds without a step (or a validation, or a save) after which a process leaves the stacks of its
+    threads behind and ends; 0 for never."""
+
+    timeout: NonNegative = 1800.0
 
 
 class Output(Strict):
@@ -268,6 +280,7 @@ class RunConfig(Strict):
     augment: Augmentation = Augmentation()
     validation: Validation = Validation()
     checkpoint: Checkpoints = Checkpoints()
+    watch: Watch = Watch()
     tracking: Tracking = Tracking()
 
 

@@ -1,12 +1,15 @@
 """The verbs that train, read and judge: train, evaluate, extract, promote, sync."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from facetclip.config import read_run
 from facetclip.errors import UserError
 from facetclip.evaluate import evaluate, score_split
 from facetclip.extract import PART_SIZE, extract
+from facetclip.interruption import REQUEUE, Interrupted
 from facetclip.promotion import promote
 from facetclip.registry import resolve_model
 from facetclip.report import summary_table
@@ -23,11 +26,23 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the run file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
     parser.add_argument("--fresh", action="store_true", help="start over, deleting what the run folder holds")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="go on although this setting has changed; crashes: although the run died three times at one step",
+    )
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Train; the same command goes on where it was stopped."""
-    run_training(read_run(args.run, args.overrides), fresh=args.fresh)
+    """Train; the same command goes on where it was stopped. REQUEUE when a signal ended it."""
+    try:
+        run_training(read_run(args.run, args.overrides), fresh=args.fresh, allow=args.allow)
+    except Interrupted as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"facetclip: {stop}", file=sys.stderr, flush=True)
+        return REQUEUE
     return 0
 
 

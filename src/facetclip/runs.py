@@ -2,22 +2,29 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from facetclip.attempts import RECORD as ATTEMPTS
+from facetclip.attempts import count_attempt
 from facetclip.config import RunConfig
+from facetclip.engine import make_accelerator
 from facetclip.evaluate import evaluate
 from facetclip.files import write_whole
 from facetclip.finishing import finish_model
+from facetclip.goodput import RECORD as GOODPUT
+from facetclip.interruption import Interrupted
+from facetclip.lease import RunLease
 from facetclip.model import CARD, load_model
+from facetclip.progress import STACKS
 from facetclip.registry import register
 from facetclip.scores import reader_digest
 from facetclip.spool import RECORD
 from facetclip.tracking import Tracker
-from facetclip.trainer import Trainer, TrainResult, make_accelerator, start_model
+from facetclip.trainer import Trainer, TrainResult, start_model
 from facetclip.validation import Judgement
 
 REGISTERED = "registered.json"  # which model of the run folder is in the registry, so that none is filed twice
@@ -35,35 +42,50 @@ class RunOutcome:
     version: str | None
 
 
-def run_training(run: RunConfig, *, fresh: bool = False) -> RunOutcome:
-    """Train as `run` says, going on where the run folder stopped (`fresh`: from the start). All processes call it."""
+def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] = ()) -> RunOutcome:
+    """Train as `run` says, going on where the run folder stopped. All processes call it.
+
+    `fresh`: from the start; `allow`: settings that may have changed since, and `crashes` to start once more after the
+    third death at one step. UserError where another launch trains this run.
+    """
     accelerator = make_accelerator()
     folder = Path(run.output.folder)
+    lease = RunLease(folder) if accelerator.is_main_process else None
     if fresh and accelerator.is_main_process:
-        for name in ("checkpoints", "best", "model", REGISTERED, RECORD):
+        for name in ("checkpoints", "best", "model", REGISTERED, RECORD, GOODPUT, ATTEMPTS, "progress", STACKS):
             remove(folder / name)
     accelerator.wait_for_everyone()
     trainer = Trainer(run, accelerator)
+    if accelerator.is_main_process:
+        count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
     tracker = trainer.tracker = start_tracker(trainer.run, folder) if accelerator.is_main_process else None
+    status = "FAILED"
     try:
-        result, judgement = fit(trainer)
+        result, judgement = fit(trainer, allow)
         version = file_results(trainer, judgement, tracker) if tracker and judgement else None
-    except BaseException:
-        if tracker:
-            tracker.finish("FAILED")
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
         raise
-    if tracker:
-        tracker.finish("FINISHED")
+    finally:
+        if accelerator.is_main_process:
+            trainer.goodput.store(ended=status != "FAILED")
+            trainer.say(str(trainer.goodput))
+        if tracker:
+            tracker.metrics(trainer.state.step, trainer.goodput.values)
+            tracker.finish(status)
+        if lease:
+            lease.release()
     leave(accelerator)
     return RunOutcome(folder / "model", result, version)
 
 
-def fit(trainer: Trainer) -> tuple[TrainResult, Judgement | None]:
+def fit(trainer: Trainer, allow: Collection[str] = ()) -> tuple[TrainResult, Judgement | None]:
     """Train to the end from where the run folder stopped, then write the blended and calibrated model to its `model`.
 
     All processes call it; the judgement of the finished model on the validation split is the main one's alone.
     """
-    trainer.resume()
+    trainer.resume(allow)
     result = trainer.train()
     judgement, run, index = None, trainer.run, trainer.index
     if trainer.accelerator.is_main_process:

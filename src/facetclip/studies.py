@@ -17,6 +17,7 @@ from facetclip.batches import Inputs, PixelReader
 from facetclip.calibration import Calibration, probabilities
 from facetclip.checkpoint import check_science
 from facetclip.config import Form, RunConfig
+from facetclip.engine import make_accelerator
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import training_rows
@@ -30,7 +31,7 @@ from facetclip.runs import fit, leave, remove, start_tracker
 from facetclip.schema import spans
 from facetclip.study_pictures import draw_captions, draw_curve
 from facetclip.tracking import Tracker
-from facetclip.trainer import Trainer, make_accelerator
+from facetclip.trainer import Trainer
 from facetclip.tuning import FROZEN_IMAGES
 from facetclip.validation import logits_of
 

@@ -5,9 +5,9 @@ whole global batch: the loss is divided by the global count of labels without a 
 """
 
 import math
-import os
 import sys
 import time
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor
 
+from facetclip import faults
+from facetclip.agreement import Verdict, agree
 from facetclip.alarms import EARLIEST, collapse_alarm, mean_cosine
 from facetclip.averaging import MovingAverage
 from facetclip.batches import Inputs, PixelReader, ahead, augment
@@ -37,19 +39,22 @@ from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import Feed, Portion, check_run, training_rows
 from facetclip.files import replace_folder
+from facetclip.goodput import Goodput
 from facetclip.index import ShardIndex, open_index
+from facetclip.interruption import Interrupted, Interruption, listening
 from facetclip.losses import Pairing, attribute_losses, contrastive_loss
 from facetclip.model import AttributeReader, Outputs, load_model, save_model
 from facetclip.optimizers import build_optimizer
 from facetclip.presets import completed
+from facetclip.progress import Progress, watched
 from facetclip.schedule import due, learning_rate
 from facetclip.scores import reader_digest
 from facetclip.scratch import new_model
+from facetclip.step_log import StepLog
 from facetclip.tracking import Tracker
 from facetclip.tuning import FROZEN_IMAGES, plain_weights, rate_factors, tune
 from facetclip.validation import judge, read_logits
 
-ENGINES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # whole weights on every process
 OPENNESS = 0.2  # about the cosine between a photo and an unrelated caption in a pre-trained CLIP
 
 
@@ -71,6 +76,9 @@ class Trainer:
     def __init__(self, run: RunConfig, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.folder = Path(run.output.folder)
+        self.progress = Progress(self.folder, accelerator.process_index)
+        self.goodput = Goodput(self.folder, self.progress.last.time)
+        self.interruption = Interruption()
         self.index = open_index(Path(run.data.shards))
         check_run(run, self.index, accelerator.num_processes)
         torch.manual_seed(run.train.seed)
@@ -90,6 +98,7 @@ class Trainer:
             self.model, self.optimizer = accelerator.prepare(self.reader, optimizer)
         self.average = MovingAverage(self.reader, run.train.average)
         self.state = TrainState()
+        self._saved = time.monotonic()
         self._alarmed, self._loss_before = False, math.inf
 
     def _inputs(self) -> Inputs:
@@ -120,6 +129,8 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.model), self.accelerator.autocast():
                 outputs: Outputs = self.model(inputs, ids)
                 loss = self._loss(outputs, batch.labels[part].to(device), portion)
+                if (value := faults.spoiled("train.loss")) is not None:
+                    loss = loss * value
                 # Data parallelism averages gradients over processes; the loss is a sum over them.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
@@ -144,8 +155,8 @@ class Trainer:
         contrast = contrastive_loss(pairing, self.reader.scale, bias, weights.form)
         return loss + weights.contrastive * contrast / len(portion.groups)
 
-    def train_step(self, portion: Portion) -> tuple[Tensor, Tensor]:
-        """One update."""
+    def train_step(self, portion: Portion) -> tuple[Tensor, Tensor, Verdict]:
+        """One update; this process's share of the loss, how alike its photos look, and what all agreed on."""
         self.model.train()
         rate = learning_rate(
             portion.step,
@@ -156,36 +167,84 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        measured = self.forward_backward(portion)
-        if self.run.optimizer.clip_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.run.optimizer.clip_norm)
-        self.optimizer.step()
+        loss, likeness = self.forward_backward(portion)
+        if (value := faults.spoiled("train.gradient")) is not None:
+            next(weight.grad for weight in self.reader.parameters() if weight.grad is not None).fill_(value)
+        limit = self.run.optimizer.clip_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        verdict = agree(loss, norm, stop=self.interruption.wanted, save=self._overdue)
+        if self._usable(portion.step, verdict):
+            self.optimizer.step()
+            self.average.update(portion.step + 1)
         self.optimizer.zero_grad()
-        self.average.update(portion.step + 1)
-        return measured
+        return loss, likeness, verdict
+
+    @property
+    def _overdue(self) -> bool:
+        """Whether the last save is `checkpoint.minutes` ago, by this process's clock."""
+        minutes = self.run.checkpoint.minutes
+        return minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+
+    def _usable(self, step: int, verdict: Verdict) -> bool:
+        """Whether the gradients may change the weights. UserError, on every process, where the run stops at ones that
+        are no numbers; the scaler of fp16 is left to mend its own."""
+        if not verdict.losses and (not verdict.gradients or self.accelerator.scaler):
+            return True
+        what, where = ("loss", verdict.losses) if verdict.losses else ("gradient", verdict.gradients)
+        self.state.skipped += 1
+        text = f"step {step + 1}: the {what} is no number in process {', '.join(map(str, where))}"
+        if self.run.train.nonfinite == "skip" and self.state.skipped <= self.run.train.most_skipped:
+            self.say(f"{text}; this update is left out, the {self.state.skipped}. of {self.run.train.most_skipped}")
+            return bool(self.accelerator.scaler)  # which leaves the update out itself, and lowers its scale
+        _, rows = next(self.feed.planned(step, step + 1))
+        items = self.index.item_ids.take(rows[where[0] :: self.accelerator.num_processes][:3]).to_pylist()
+        raise UserError(
+            f"{text} (photos {', '.join(items)} ...): lower optimizer.lr, train in fp32, or leave such updates out by "
+            "train.nonfinite = 'skip'; the last checkpoint is from before"
+        )
 
     def train(self) -> TrainResult:
-        """All steps from the present one; the best weights on the validation split end in `output.folder/best`."""
-        run, last = self.run, self.steps
+        """All steps from the present one; the best weights on the validation split end in `output.folder/best`.
+
+        Interrupted, on every process, when any was asked to end: everything is saved.
+        """
         if self.state.step == 0:
             self._describe()
         if not self.steps:
             self.validate()
-        log = StepLog()
-        for portion in ahead(partial(self.feed.portion, self.inputs), self.feed.planned(self.state.step, last)):
-            if self.patience_is_over:
-                break
-            log.add(portion, *self.train_step(portion))
+        with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
+            self._loop()
+        return TrainResult(self.folder / "best", self.state.best, self.state.best_step)
+
+    def _loop(self) -> None:
+        run, last, log = self.run, self.steps, StepLog()
+        self.goodput.begin()
+        portions = ahead(partial(self.feed.portion, self.inputs), self.feed.planned(self.state.step, last))
+        while not self.patience_is_over:
+            self.progress.beat(self.state.step)
+            with self.goodput.spend("stall"):
+                portion = next(portions, None)
+            if portion is None:
+                return
+            faults.reach("train.step")
+            *measured, verdict = self.train_step(portion)
+            log.add(portion, *measured)
             self.state.step = portion.step + 1
             if due(self.state.step, run.train.log_every, last=last):
                 self.report(*log.take(self.accelerator, run.train.batch))
             if due(self.state.step, run.validation.every or last, last=last):
                 self.validate()
                 log.restart()
-            if due(self.state.step, run.checkpoint.every or last, last=last):
+            if verdict.save or verdict.stop or due(self.state.step, run.checkpoint.every or last, last=last):
                 self.save()
                 log.restart()
-        return TrainResult(self.folder / "best", self.state.best, self.state.best_step)
+            if verdict.stop and self.state.step < last:
+                raise Interrupted(self.state.step)
+
+    @property
+    def died_at(self) -> int | None:
+        """The step at which the start before this one died; None where it ended well, or there was none."""
+        return self.progress.last.step if self.goodput.died else None
 
     @property
     def patience_is_over(self) -> bool:
@@ -204,12 +263,7 @@ class Trainer:
                 self.say(line)
 
     def report(self, values: dict[str, float], chance: float, likeness: float) -> None:
-        """One line, and one point in MLflow; UserError, on every process, where the loss is no longer a number."""
-        if not math.isfinite(values["train/loss"]):
-            raise UserError(
-                f"the loss is {values['train/loss']} at step {self.state.step}: lower optimizer.lr, or train in fp32; "
-                "the last checkpoint is from before"
-            )
+        """One line, and one point in MLflow."""
         values["train/learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
         self._say(values)
         begun = self.state.step >= (self.run.optimizer.warmup_steps or 0) + EARLIEST
@@ -230,7 +284,7 @@ class Trainer:
     def validate(self) -> None:
         """Judge the validation split on all processes; the weights of the lowest loss are exported as the best."""
         rows = self.index.rows("validation")
-        with self.average.applied():
+        with self.goodput.spend("validation"), self.average.applied():
             logits = read_logits(self.reader, self.inputs, rows, self.accelerator)
             judgement = judge(logits, self.index.label_matrix(rows), self.index.schema)
             self._say(judgement.values)
@@ -256,25 +310,31 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint of the present step: what is trained, and how far it is."""
+        self.progress.beat(self.state.step)
+        with self.goodput.spend("checkpoint"):
+            if self.accelerator.is_main_process:
+                named = self.reader.named_parameters()
+                checkpoint = Checkpoint(
+                    state=self.state,
+                    weights={name: weight.detach().contiguous() for name, weight in named if weight.requires_grad},
+                    optimizer=optimizer_tensors(self.optimizer.optimizer),
+                    science=self.science,
+                    scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+                    average=self.average.average,
+                )
+                save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.run.checkpoint.keep)
+            self.accelerator.wait_for_everyone()
+        self._saved = time.monotonic()
         if self.accelerator.is_main_process:
-            named = self.reader.named_parameters()
-            checkpoint = Checkpoint(
-                state=self.state,
-                weights={name: weight.detach().contiguous() for name, weight in named if weight.requires_grad},
-                optimizer=optimizer_tensors(self.optimizer.optimizer),
-                science=self.science,
-                scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
-                average=self.average.average,
-            )
-            save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.run.checkpoint.keep)
-        self.accelerator.wait_for_everyone()
+            self.goodput.store()
 
-    def resume(self) -> None:
-        """Go on from the newest whole checkpoint of the run folder, if there is one."""
+    def resume(self, allow: Collection[str] = ()) -> None:
+        """Go on from the newest whole checkpoint of the run folder, if there is one; what `allow` names may have
+        changed meanwhile."""
         checkpoint = load_checkpoint(self.folder / "checkpoints", warn=self.say)
         if checkpoint is None:
             return
-        check_science(checkpoint.science, self.science, self.folder)
+        check_science(checkpoint.science, self.science, self.folder, allow)
         self.reader.load_state_dict(checkpoint.weights, strict=False)
         restore_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
         self.average.load(checkpoint.average)
@@ -309,55 +369,6 @@ class Trainer:
         """One line on the terminal, from one process."""
         if self.accelerator.is_main_process and not self.quiet:
             print(line, flush=True)
-
-
-class StepLog:
-    """What the steps since the last line measured; tensors stay on the device until they are read."""
-
-    def __init__(self) -> None:
-        self.measured: list[Tensor] = []
-        self.chances: list[float] = []
-        self.restart()
-
-    def restart(self) -> None:
-        """Start the clock anew: what came before is not training."""
-        self.started, self.timed = time.perf_counter(), 0
-
-    def add(self, portion: Portion, loss: Tensor, likeness: Tensor) -> None:
-        """This process's share of one step's loss, and the mean cosine between its photos."""
-        self.measured.append(torch.stack([loss, likeness]))
-        self.chances.append(portion.chance)
-        self.timed += 1
-
-    def take(self, accelerator: Accelerator, batch: int) -> tuple[dict[str, float], float, float]:
-        """Loss and images per second, the loss of a guess, and the mean cosine between photos, since the last line and
-        the same on every process."""
-        summed: Any = accelerator.reduce(torch.stack(self.measured).mean(dim=0), reduction="sum")
-        loss, likeness = summed.tolist()
-        seconds = time.perf_counter() - self.started
-        values = {"train/loss": loss, "train/images_per_second": batch * self.timed / max(seconds, 1e-9)}
-        chance = sum(self.chances) / len(self.chances)
-        self.measured, self.chances = [], []
-        self.restart()
-        return values, chance, likeness / accelerator.num_processes
-
-
-def make_accelerator() -> Accelerator:
-    """The engine that the launcher set up; UserError where it is not the one that was asked for."""
-    try:
-        # Told only by the device that is there: of several processes on the processor each would believe to be alone.
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    except ValueError as error:
-        raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
-    if accelerator.distributed_type not in ENGINES:
-        raise UserError(f"the engine {accelerator.distributed_type.value} is not one of accelerate_configs/")
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise UserError(
-            f"{asked} processes were launched, but each believes to be one of {accelerator.num_processes}; "
-            "use a file of accelerate_configs/"
-        )
-    return accelerator
 
 
 def start_model(run: RunConfig, index: ShardIndex) -> AttributeReader:

@@ -1,0 +1,28 @@
+"""The engine under a training: what the launcher set up, checked against what was asked for."""
+
+import os
+
+import torch
+from accelerate import Accelerator, DistributedType
+
+from facetclip.errors import UserError
+
+ENGINES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # whole weights on every process
+
+
+def make_accelerator() -> Accelerator:
+    """The engine that the launcher set up; UserError where it is not the one that was asked for."""
+    try:
+        # Told only by the device that is there: of several processes on the processor each would believe to be alone.
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    except ValueError as error:
+        raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
+    if accelerator.distributed_type not in ENGINES:
+        raise UserError(f"the engine {accelerator.distributed_type.value} is not one of accelerate_configs/")
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise UserError(
+            f"{asked} processes were launched, but each believes to be one of {accelerator.num_processes}; "
+            "use a file of accelerate_configs/"
+        )
+    return accelerator

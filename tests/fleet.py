@@ -1,0 +1,85 @@
+"""Several processes of one training, forked from this warm one: a launch without the launcher's twenty seconds."""
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from facetclip import faults
+
+PATIENCE = 8.0  # seconds that the others have to end by themselves
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit codes by rank, negative for a signal, and what each process wrote to its standard error."""
+
+    codes: list[int]
+    errors: list[str]
+
+
+def launch_fleet(
+    folder: Path, world: int, work: Callable[[], int | None], *, fault: str = "", seconds: float = 120
+) -> Ended:
+    """`work` in `world` processes joined by gloo. As a launcher does, it ends the others when one has failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = folder / f"store-{time.monotonic_ns()}"
+    children = [_fork(folder, store, rank, world, work, fault) for rank in range(world)]
+    codes: dict[int, int] = {}
+    limit, killed_at = time.monotonic() + seconds, float("inf")
+    while len(codes) < world:
+        for rank, child in enumerate(children):
+            if rank not in codes:
+                found, status = os.waitpid(child, os.WNOHANG)
+                if found:
+                    codes[rank] = os.waitstatus_to_exitcode(status)
+                    if codes[rank]:
+                        killed_at = min(killed_at, time.monotonic() + PATIENCE)
+        if time.monotonic() > min(limit, killed_at):
+            for rank, child in enumerate(children):
+                if rank not in codes:
+                    os.kill(child, signal.SIGKILL)
+            limit = killed_at = float("inf")
+        time.sleep(0.02)
+    errors = [(folder / f"error-{rank}.txt").read_text() for rank in range(world)]
+    return Ended([codes[rank] for rank in range(world)], errors)
+
+
+def _fork(folder: Path, store: Path, rank: int, world: int, work: Callable[[], int | None], fault: str) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        for stream, name in ((1, "output"), (2, "error")):
+            os.dup2(os.open(folder / f"{name}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "FACETCLIP_FAULT": fault}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        faults._reached.clear()
+        faulthandler.disable()  # it would speak on the parent's screen
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        torch.set_num_threads(1)
+        if world > 1:
+            group = torch.distributed.FileStore(str(store), world)
+            torch.distributed.init_process_group("gloo", store=group, rank=rank, world_size=world)
+        code = work() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

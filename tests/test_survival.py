@@ -1,0 +1,340 @@
+"""What a training survives: kills, signals, full disks, numbers that are none, peers that crash or freeze."""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fleet import Ended, launch_fleet
+from small_shop import make_shards
+from test_trainer import make_run
+
+from facetclip.attempts import count_attempt
+from facetclip.checkpoint import Checkpoint, load_checkpoint
+from facetclip.config import RunConfig
+from facetclip.engine import make_accelerator
+from facetclip.errors import UserError
+from facetclip.goodput import RECORD as GOODPUT
+from facetclip.goodput import Goodput
+from facetclip.interruption import REQUEUE, Interrupted
+from facetclip.lease import LEASE, RunLease
+from facetclip.progress import STACKS, STUCK, Progress, beats
+from facetclip.trainer import Trainer
+
+STEPS = 12
+pytestmark = pytest.mark.xdist_group("survival")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("survival")
+    make_shards(folder / "shards", 60)
+    Trainer(run_of(folder, "warm"), make_accelerator())  # imports what the processes would each import anew
+    return folder
+
+
+def run_of(shop: Path, name: str, **changes: dict[str, Any]) -> RunConfig:
+    sections: dict[str, dict[str, Any]] = {
+        "train": {"steps": STEPS},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "validation": {"every": 6},
+        "checkpoint": {"every": 3},
+        "output": {"folder": str(shop / name)},
+    }
+    for section, keys in changes.items():
+        sections[section] = sections.get(section, {}) | keys
+    return make_run(shop, **sections)
+
+
+def training(run: RunConfig) -> Callable[[], int]:
+    """What each process does; a line for each step and photo in `items-RANK`, as the update is done."""
+
+    def work() -> int:
+        trainer = Trainer(run, make_accelerator())
+        trainer.resume()
+        step = trainer.train_step
+
+        def logged(portion: Any) -> Any:
+            measured = step(portion)
+            path = Path(run.output.folder) / f"items-{trainer.accelerator.process_index}.jsonl"
+            with path.open("a") as file:
+                file.write(json.dumps([portion.step, portion.batch.rows.tolist()]) + "\n")
+            return measured
+
+        trainer.train_step = logged  # type: ignore[method-assign]
+        try:
+            trainer.train()
+        except Interrupted:
+            return REQUEUE
+        return 0
+
+    return work
+
+
+def launch(run: RunConfig, world: int, fault: str = "", seconds: float = 120) -> Ended:
+    return launch_fleet(Path(run.output.folder) / "fleet", world, training(run), fault=fault, seconds=seconds)
+
+
+def items(run: RunConfig, world: int) -> dict[int, list[int]]:
+    """Step -> the photos of its last time, over all processes."""
+    joined: dict[int, list[int]] = {}
+    for rank in range(world):
+        lines = (Path(run.output.folder) / f"items-{rank}.jsonl").read_text().splitlines()
+        for step, rows in dict(json.loads(line) for line in lines).items():
+            joined[step] = sorted([*joined.get(step, []), *rows])
+    return joined
+
+
+def end_of(run: RunConfig) -> Checkpoint:
+    checkpoint = load_checkpoint(Path(run.output.folder) / "checkpoints", warn=pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.state.step == STEPS
+    return checkpoint
+
+
+def assert_same(left: Checkpoint, right: Checkpoint) -> None:
+    for one, other in ((left.weights, right.weights), (left.optimizer, right.optimizer)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Path) -> dict[int, RunConfig]:
+    """Uninterrupted runs, by the number of processes."""
+    runs = {world: run_of(shop, f"whole on {world}") for world in (1, 2)}
+    for world, run in runs.items():
+        assert launch(run, world).codes == [0] * world
+    return runs
+
+
+def killed_and_going_on(shop: Path, name: str, world: int, kills: list[str]) -> RunConfig:
+    run = run_of(shop, name)
+    for kill in kills:
+        codes = launch(run, world, kill).codes
+        assert any(codes), kill
+    ended = launch(run, world)
+    assert ended.codes == [0] * world, ended.errors
+    return run
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a1_kills_at_random_steps_change_no_bit(shop: Path, whole: dict[int, RunConfig], world: int) -> None:
+    draw = random.Random(world)
+    kills = [f"train.step:{draw.randint(1, 5)}=kill@{draw.randrange(world)}" for _ in range(2)]
+    run = killed_and_going_on(shop, f"killed on {world}", world, kills)
+    assert_same(end_of(run), end_of(whole[world]))
+    assert items(run, world) == items(whole[world], world)
+
+
+def test_a3_kills_in_later_epochs(shop: Path, whole: dict[int, RunConfig]) -> None:
+    run = killed_and_going_on(shop, "later", 2, ["train.step:8=kill@1", "train.step:3=kill@0", "train.step:4=kill@1"])
+    assert_same(end_of(run), end_of(whole[2]))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a1_many_kills(shop: Path, tmp_path: Path, world: int, seed: int) -> None:
+    draw = random.Random(1000 * world + seed)
+    uninterrupted = run_of(shop, f"whole on {world}")
+    if not (Path(uninterrupted.output.folder) / "checkpoints").exists():
+        launch(uninterrupted, world)
+    kills = [f"train.step:{draw.randint(1, 6)}=kill@{draw.randrange(world)}" for _ in range(draw.randint(1, 2))]
+    run = killed_and_going_on(shop, f"many {world} {seed}", world, kills)
+    assert_same(end_of(run), end_of(uninterrupted))
+    assert items(run, world) == items(uninterrupted, world)
+
+
+def test_a4_another_number_of_processes_takes_the_same_photos(shop: Path) -> None:
+    plain = {"name": "sgd", "lr": 0.05}  # AdamW makes noise of the gradients that are zero but for rounding
+    run, reference = run_of(shop, "elastic", optimizer=plain), run_of(shop, "elastic alone", optimizer=plain)
+    assert launch(reference, 1).codes == [0]
+    assert any(launch(run, 2, "train.step:5=kill@1").codes)
+    assert any(launch(run, 1, "train.step:5").codes)
+    assert launch(run, 4).codes == [0] * 4
+    last, right = end_of(run), end_of(reference)
+    for name, weight in right.weights.items():
+        assert torch.allclose(last.weights[name], weight, rtol=1e-5, atol=1e-6), name
+    assert last.state.best == pytest.approx(right.state.best, rel=1e-5)
+    planned = Trainer(run, make_accelerator()).feed.planned(0, STEPS)
+    rows = {step: sorted(batch.tolist()) for step, batch in planned}
+    assert {step: taken for step, taken in items(run, 4).items() if step >= 6} == {s: rows[s] for s in range(6, STEPS)}
+
+
+SCIENCE = {
+    "train.steps": {"steps": 13},
+    "train.batch": {"batch": 4},
+    "train.seed": {"seed": 6},
+    "train.average": {"average": 0.5},
+    "tuning.layer_decay": {"layer_decay": 0.9},
+    "objective.noise": {"noise": 0.1},
+    "optimizer.lr": {"lr": 2e-3},
+    "sampling.strategy": {"strategy": "natural"},
+    "augment.flip": {"flip": False},
+    "validation.every": {"every": 4},
+}
+
+
+@pytest.mark.parametrize("field", list(SCIENCE))
+def test_a5_changed_science_is_refused_by_name_and_can_be_let_through(
+    shop: Path, whole: dict[int, RunConfig], field: str
+) -> None:
+    section, keys = field.partition(".")[0], SCIENCE[field]
+    trainer = Trainer(run_of(shop, "whole on 1", **{section: keys}), make_accelerator())
+    with pytest.raises(UserError, match=rf"cannot resume: .*{field} was .*--allow"):
+        trainer.resume()
+    trainer.resume(allow=[field, "model.digest"])  # a new model is drawn by the seed
+    assert trainer.state.step == STEPS
+
+
+def test_a5_changed_data_is_refused(shop: Path, whole: dict[int, RunConfig], tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", 61)
+    run = run_of(shop, "whole on 1", data={"shards": str(tmp_path / "shards")})
+    with pytest.raises(UserError, match=r"data.digest was"):
+        Trainer(run, make_accelerator()).resume()
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        "train.step:4=term@0",
+        "train.step:4=usr1@1",
+        "train.step:4=term@0,train.step:4=usr1@1",
+        "train.step:3=usr1@0,train.step:4=term@0",
+        "checkpoint.weights.safetensors:1=term@0",
+    ],
+)
+def test_a6_signals_end_all_processes_at_one_step(shop: Path, whole: dict[int, RunConfig], faults: str) -> None:
+    run = run_of(shop, f"signalled {faults}")
+    assert launch(run, 2, faults).codes == [REQUEUE, REQUEUE]
+    steps = {beat.step for beat in beats(Path(run.output.folder)).values()}
+    assert len(steps) == 1
+    saved = sorted(path.name for path in (Path(run.output.folder) / "checkpoints").glob("step-*"))
+    assert saved[-1] == f"step-{steps.pop():08d}"
+    assert launch(run, 2).codes == [0, 0]
+    assert_same(end_of(run), end_of(whole[2]))
+
+
+def test_a6_a_process_that_cannot_reach_its_next_step_leaves_by_itself(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACETCLIP_GRACE", "1")
+    run = run_of(shop, "grace")
+    assert launch(run, 2, "train.step:3=term@0,train.step:3=hang@1").codes == [REQUEUE, -signal.SIGKILL]
+
+
+def test_a7_a_full_disk_leaves_the_checkpoint_before(shop: Path, whole: dict[int, RunConfig]) -> None:
+    run = run_of(shop, "full")
+    ended = launch(run, 1, "checkpoint.optimizer.safetensors:2=full")
+    assert ended.codes == [1]
+    assert "No space left on device" in ended.errors[0]
+    checkpoints = sorted((Path(run.output.folder) / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step-00000003"]
+    assert launch(run, 1).codes == [0]
+    assert_same(end_of(run), end_of(whole[1]))
+
+
+def test_a9_a_second_launch_of_a_run_is_refused(tmp_path: Path) -> None:
+    first = RunLease(tmp_path)
+    with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is training this run"):
+        RunLease(tmp_path)
+    first.release()
+    RunLease(tmp_path).release()
+
+
+def test_a9_another_machine_holds_a_run_until_it_is_silent(tmp_path: Path) -> None:
+    held = {"host": "elsewhere", "pid": 7, "renewed": 4e9}
+    (tmp_path / LEASE).write_text(json.dumps(held))
+    with pytest.raises(UserError, match="process 7 on elsewhere"):
+        RunLease(tmp_path)
+    (tmp_path / LEASE).write_text(json.dumps(held | {"renewed": 1e9}))
+    RunLease(tmp_path).release()
+
+
+def test_a9_the_third_death_at_one_step_is_the_last(tmp_path: Path) -> None:
+    for died_at in (None, 5, 5, 4, 5, 5):
+        count_attempt(tmp_path, died_at)
+    with pytest.raises(UserError, match="3 starts in a row died at step 5"):
+        count_attempt(tmp_path, 5)
+    count_attempt(tmp_path, None)
+
+
+@pytest.mark.parametrize("kind", ["raise", "kill", "crash", "exit"])
+def test_b1_all_processes_end_when_one_does(shop: Path, kind: str) -> None:
+    run = run_of(shop, f"ended by {kind}")
+    ended = launch(run, 2, f"train.step:3={kind}@1", seconds=60)
+    assert all(ended.codes)
+    assert ended.codes[0] != -signal.SIGKILL  # by itself, not by the launcher's patience
+
+
+@pytest.mark.parametrize("kind", ["freeze", "hang"])
+def test_b2_a_stuck_process_is_found_and_all_stacks_are_in_one_file(shop: Path, kind: str) -> None:
+    run = run_of(shop, f"stuck by {kind}", watch={"timeout": 3.0})
+    ended = launch(run, 2, f"train.step:3={kind}@1", seconds=60)
+    assert ended.codes[0] == STUCK
+    assert "furthest behind, at step 2: process" in ended.errors[0]
+    stacks = (Path(run.output.folder) / STACKS).read_text()
+    assert "process 0, step 2" in stacks
+    assert "train_step" in stacks
+    assert ("process 1, step 2" in stacks) == (kind == "hang")  # one that is stopped says nothing
+
+
+@pytest.mark.parametrize("place", ["train.loss", "train.gradient"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_b3_a_number_that_is_none_stops_all_before_the_weights_change(shop: Path, place: str, value: str) -> None:
+    run = run_of(shop, f"stopped by {place} {value}", checkpoint={"every": 1})
+    ended = launch(run, 2, f"{place}:4={value}@1")
+    assert ended.codes == [1, 1]
+    assert all("step 4: the " in error and "is no number in process" in error for error in ended.errors)
+    saved = load_checkpoint(Path(run.output.folder) / "checkpoints", warn=pytest.fail)
+    assert saved is not None
+    assert saved.state.step == 3
+    assert all(weight.isfinite().all() for weight in saved.weights.values())
+
+
+def test_b3_bad_updates_are_left_out_as_often_as_allowed(shop: Path) -> None:
+    skipping = {"nonfinite": "skip", "most_skipped": 2}
+    run = run_of(shop, "skipping", train=skipping)
+    assert launch(run, 2, "train.loss:4=nan@1,train.gradient:6=inf@0").codes == [0, 0]
+    assert end_of(run).state.skipped == 2
+    assert all(weight.isfinite().all() for weight in end_of(run).weights.values())
+    run = run_of(shop, "skipping too often", train=skipping)
+    assert launch(run, 2, "train.loss:4=nan@1,train.loss:5=nan@0,train.loss:7=nan@0").codes == [1, 1]
+
+
+def test_checkpoints_by_minutes(shop: Path) -> None:
+    run = run_of(shop, "minutes", checkpoint={"every": 100, "minutes": 1e-4, "keep": 100})
+    assert launch(run, 1).codes == [0]
+    assert len(list((Path(run.output.folder) / "checkpoints").glob("step-*"))) > 2
+
+
+def test_goodput_counts_what_a_killed_start_lost(tmp_path: Path) -> None:
+    first = Goodput(tmp_path, 0.0)
+    first.begin()
+    with first.spend("stall"), first.spend("checkpoint"):
+        pass
+    first.store()
+    stored = json.loads((tmp_path / GOODPUT).read_text())
+    progress = Progress(tmp_path, 0)
+    progress.beat(9)
+    assert progress.last.step == 9
+    import psutil
+
+    lived = stored["time"] + 5.0
+    stored["time"] = min(stored["time"], psutil.Process().create_time()) - 10.0
+    (tmp_path / GOODPUT).write_text(json.dumps(stored))
+    second = Goodput(tmp_path, stored["time"] + 4.0)
+    assert second.died
+    assert second.seconds["lost"] == pytest.approx(4.0)
+    assert lived
+    second.store(ended=True)
+    assert not Goodput(tmp_path, 1e12).died
+    assert np.isclose(
+        sum(second.seconds.values()), sum(json.loads((tmp_path / GOODPUT).read_text())["seconds"].values())
+    )
