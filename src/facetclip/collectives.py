@@ -1,5 +1,6 @@
 """What processes say to each other beyond the gradients."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,22 @@ def processes() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def join_processes(backend: str) -> None:
+    """Form the process group of a launch that may be restarted (`--max_restarts`), under a name of its own a start.
+
+    The launcher's store outlives its workers, and without a prefix gloo reads the addresses of dead ones in it.
+    """
+    started = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or distributed.is_initialized():
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(*address, world, is_master=rank == 0 and not hosted)
+    prefixed = distributed.PrefixStore(f"start-{started}", store)
+    distributed.init_process_group(backend, store=prefixed, rank=rank, world_size=world)
 
 
 class _Gather(torch.autograd.Function):

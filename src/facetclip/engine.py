@@ -5,6 +5,7 @@ import os
 import torch
 from accelerate import Accelerator, DistributedType
 
+from facetclip.collectives import join_processes
 from facetclip.errors import UserError
 
 ENGINES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # whole weights on every process
@@ -12,6 +13,7 @@ ENGINES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_
 
 def make_accelerator() -> Accelerator:
     """The engine that the launcher set up; UserError where it is not the one that was asked for."""
+    join_processes("nccl" if torch.cuda.is_available() else "gloo")
     try:
         # Told only by the device that is there: of several processes on the processor each would believe to be alone.
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
