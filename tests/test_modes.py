@@ -305,3 +305,13 @@ def test_patience_stops_a_run_that_gets_no_better(shop: Path, tmp_path: Path, av
     assert trainer.state.step - trainer.state.best_step == 4
     again = trained(run)  # resuming does not train on
     assert again.state.step == trainer.state.step
+
+
+def test_a_catalog_without_a_validation_split_is_neither_calibrated_nor_blended(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards", 40)
+    save_model(make_reader(3, index.schema), tmp_path / "start")
+    trainer = trained(run_of(tmp_path, tmp_path / "run", {}))
+    best, shipped = load_model(str(tmp_path / "run" / "best")), load_model(str(tmp_path / "run" / "model"))
+    assert shipped.calibration == {}
+    assert trainer.state.best_step == trainer.steps
+    assert all(torch.equal(weight, best.state_dict()[name]) for name, weight in shipped.state_dict().items())

@@ -45,7 +45,7 @@ def read_logits(reader: AttributeReader, inputs: Inputs, rows: np.ndarray, accel
 def logits_of(reader: AttributeReader, inputs: Inputs, rows: np.ndarray) -> Tensor:
     """Logits [n, values of all attributes] of `rows`, by this process alone."""
     reader.eval()
-    parts = []
+    parts = [torch.zeros(0, len(reader.multi), device=reader.device)]
     for batch in ahead(inputs.batch, [rows[start : start + PORTION] for start in range(0, len(rows), PORTION)]):
         parts.append(torch.cat([each.float() for each in reader(batch.inputs.to(reader.device)).logits], dim=1))
     return torch.cat(parts)
