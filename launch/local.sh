@@ -39,5 +39,6 @@ else
 fi
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+trap '' USR1  # for the processes that train; the launcher would die of it
 exec accelerate launch --config_file "$root/accelerate_configs/$config" --num_processes "$processes" \
     "$root/training/train.py" "$run" ${words[@]+"${words[@]}"}

@@ -3,12 +3,17 @@
 import json
 import os
 import random
+import shlex
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from fleet import Ended, launch_fleet
@@ -27,7 +32,19 @@ from facetclip.lease import LEASE, RunLease
 from facetclip.progress import STACKS, STUCK, Progress, beats
 from facetclip.trainer import Trainer
 
+ROOT = Path(__file__).parents[1]
 STEPS = 12
+LAUNCHED = """
+import sys
+from pathlib import Path
+from facetclip.config import RunConfig
+from facetclip.interruption import REQUEUE, Interrupted
+from facetclip.runs import run_training
+try:
+    run_training(RunConfig.model_validate_json(Path(sys.argv[1]).read_text()))
+except Interrupted:
+    sys.exit(REQUEUE)
+"""
 pytestmark = pytest.mark.xdist_group("survival")
 
 
@@ -229,6 +246,33 @@ def test_a6_a_process_that_cannot_reach_its_next_step_leaves_by_itself(
     assert launch(run, 2, "train.step:3=term@0,train.step:3=hang@1").codes == [REQUEUE, -signal.SIGKILL]
 
 
+def test_a6_under_the_launcher_a_signal_leaves_a_marker_and_the_same_command_goes_on(shop: Path) -> None:
+    run = run_of(shop, "launched", train={"steps": 400}, checkpoint={"every": 400}, validation={"every": 400})
+    script = shop / "launched.py"
+    script.write_text(LAUNCHED)
+    (shop / "launched.json").write_text(run.model_dump_json())
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu.yaml"]
+    command += ["--num_processes", "2", str(script), str(shop / "launched.json")]
+    tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{shop / 'mlflow.db'}", "OMP_NUM_THREADS": "1"}
+    quiet = f"trap '' USR1; exec {shlex.join(command)}"  # as launch/ does: the launcher ignores the signal
+    log = shop / "launched.log"
+    with log.open("w") as file:
+        launcher = subprocess.Popen(
+            ["bash", "-c", quiet], cwd=ROOT, env=os.environ | tracking, stdout=file, stderr=file
+        )
+    marker = Path(run.output.folder) / "requeue"
+    while launcher.poll() is None and "step 20/" not in log.read_text():
+        time.sleep(0.1)
+    for process in [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]:
+        process.send_signal(signal.SIGUSR1)  # as SLURM does: to everything of the job step
+    assert launcher.wait(60) != 0
+    assert "interrupted and saved at step" in marker.read_text(), log.read_text()[-3000:]
+    step = int(marker.read_text().split("step ")[1].split(";")[0])
+    saved = load_checkpoint(Path(run.output.folder) / "checkpoints", warn=pytest.fail)
+    assert saved is not None
+    assert 20 <= saved.state.step == step < 400
+
+
 def test_a7_a_full_disk_leaves_the_checkpoint_before(shop: Path, whole: dict[int, RunConfig]) -> None:
     run = run_of(shop, "full")
     ended = launch(run, 1, "checkpoint.optimizer.safetensors:2=full")
@@ -324,15 +368,11 @@ def test_goodput_counts_what_a_killed_start_lost(tmp_path: Path) -> None:
     progress = Progress(tmp_path, 0)
     progress.beat(9)
     assert progress.last.step == 9
-    import psutil
-
-    lived = stored["time"] + 5.0
     stored["time"] = min(stored["time"], psutil.Process().create_time()) - 10.0
     (tmp_path / GOODPUT).write_text(json.dumps(stored))
     second = Goodput(tmp_path, stored["time"] + 4.0)
     assert second.died
     assert second.seconds["lost"] == pytest.approx(4.0)
-    assert lived
     second.store(ended=True)
     assert not Goodput(tmp_path, 1e12).died
     assert np.isclose(

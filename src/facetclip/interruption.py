@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 REQUEUE = 75  # EX_TEMPFAIL: nothing is wrong; start the same command again and it goes on
+MARKER = "requeue"  # the file in the run folder that says the same, since launchers end with codes of their own
 GRACE = 60.0
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

@@ -16,7 +16,7 @@ from facetclip.evaluate import evaluate
 from facetclip.files import write_whole
 from facetclip.finishing import finish_model
 from facetclip.goodput import RECORD as GOODPUT
-from facetclip.interruption import Interrupted
+from facetclip.interruption import MARKER, Interrupted
 from facetclip.lease import RunLease
 from facetclip.model import CARD, load_model
 from facetclip.progress import STACKS
@@ -46,11 +46,13 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
     """Train as `run` says, going on where the run folder stopped. All processes call it.
 
     `fresh`: from the start; `allow`: settings that may have changed since, and `crashes` to start once more after the
-    third death at one step. UserError where another launch trains this run.
+    third death at one step. UserError where another launch trains this run. Interrupted when a signal asked for an
+    end: everything is saved, and the file `requeue` in the run folder says so.
     """
     accelerator = make_accelerator()
     folder = Path(run.output.folder)
     lease = RunLease(folder) if accelerator.is_main_process else None
+    remove(folder / MARKER)
     if fresh and accelerator.is_main_process:
         for name in ("checkpoints", "best", "model", REGISTERED, RECORD, GOODPUT, ATTEMPTS, "progress", STACKS):
             remove(folder / name)
@@ -64,8 +66,10 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
         result, judgement = fit(trainer, allow)
         version = file_results(trainer, judgement, tracker) if tracker and judgement else None
         status = "FINISHED"
-    except Interrupted:
+    except Interrupted as stop:
         status = "KILLED"
+        if accelerator.is_main_process:
+            write_whole(folder / MARKER, f"{stop}\n".encode())
         raise
     finally:
         if accelerator.is_main_process:
