@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 
 from facetclip import faults
 
 PATIENCE = 8.0  # seconds that the others have to end by themselves
+
+FSDP2 = {  # what accelerate_configs/fsdp2.yaml becomes in the environment
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "CLIPEncoderLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
 
 
 @dataclass(frozen=True)
@@ -27,12 +37,18 @@ class Ended:
 
 
 def launch_fleet(
-    folder: Path, world: int, work: Callable[[], int | None], *, fault: str = "", seconds: float = 120
+    folder: Path,
+    world: int,
+    work: Callable[[], int | None],
+    *,
+    fault: str = "",
+    seconds: float = 120,
+    engine: str = "ddp",
 ) -> Ended:
     """`work` in `world` processes joined by gloo. As a launcher does, it ends the others when one has failed."""
     folder.mkdir(parents=True, exist_ok=True)
     store = folder / f"store-{time.monotonic_ns()}"
-    children = [_fork(folder, store, rank, world, work, fault) for rank in range(world)]
+    children = [_fork(folder, store, rank, world, work, fault, engine) for rank in range(world)]
     codes: dict[int, int] = {}
     limit, killed_at = time.monotonic() + seconds, float("inf")
     while len(codes) < world:
@@ -53,7 +69,9 @@ def launch_fleet(
     return Ended([codes[rank] for rank in range(world)], errors)
 
 
-def _fork(folder: Path, store: Path, rank: int, world: int, work: Callable[[], int | None], fault: str) -> int:
+def _fork(
+    folder: Path, store: Path, rank: int, world: int, work: Callable[[], int | None], fault: str, engine: str
+) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -76,6 +94,10 @@ def _fork(folder: Path, store: Path, rank: int, world: int, work: Callable[[], i
         if world > 1:
             group = torch.distributed.FileStore(str(store), world)
             torch.distributed.init_process_group("gloo", store=group, rank=rank, world_size=world)
+        if engine == "fsdp2":
+            os.environ |= FSDP2
+            # accelerate shards on GPUs alone: for it these processes are such.
+            PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
         code = work() or 0
     except BaseException:
         traceback.print_exc()

@@ -102,12 +102,13 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped(kind: type[torch.optim.Op
         optimizer.step()
 
     weight = torch.nn.Parameter(torch.ones(4, 3))
+    module = torch.nn.ParameterDict({"weight": weight})
     optimizer = kind([weight], lr=0.1)  # type: ignore[call-arg]  # both take a rate
     stepped(optimizer, weight, 1)
     other = torch.nn.Parameter(weight.detach().clone())
     again = kind([other], lr=0.1)  # type: ignore[call-arg]  # both take a rate
-    stored = {name: value.clone() for name, value in optimizer_tensors(optimizer).items()}  # as a file would
-    restore_optimizer(again, stored)
+    stored = {name: value.clone() for name, value in optimizer_tensors(optimizer, module).items()}  # as a file would
+    restore_optimizer(again, torch.nn.ParameterDict({"weight": other}), stored)
     stepped(optimizer, weight, 2)
     stepped(again, other, 2)
     assert torch.equal(weight, other)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from facetclip.collectives import processes, sum_over_processes
+from facetclip.collectives import processes, sum_over_processes, whole
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def agree(loss: Tensor, norm: Tensor | None, *, stop: bool, save: bool) -> Verdi
     told = torch.zeros(2, world + 1, device=loss.device)
     told[0, rank] = ~loss.isfinite()
     if norm is not None:
-        told[1, rank] = ~norm.isfinite()
+        told[1, rank] = ~whole(norm).isfinite()
     told[0, world], told[1, world] = stop, save and rank == 0
     losses, gradients = sum_over_processes(told).tolist()
     return Verdict(

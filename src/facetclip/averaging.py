@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from facetclip.collectives import held_like
+
 
 class MovingAverage:
     """The exponential moving average of a module's trainable weights; none where `decay` is 0."""
@@ -25,7 +27,7 @@ class MovingAverage:
     def load(self, average: Mapping[str, Tensor]) -> None:
         """Go on from a stored average."""
         for name, tensor in average.items():
-            self.average[name].copy_(tensor)
+            self.average[name].copy_(held_like(tensor, self.average[name]))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

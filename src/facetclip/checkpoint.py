@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facetclip import faults
+from facetclip.collectives import held_like
 from facetclip.errors import UserError
 from facetclip.files import replace_folder, write_whole
 
@@ -52,9 +53,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     target = folder / f"step-{checkpoint.state.step:08d}"
     about = {"state": asdict(checkpoint.state), "science": checkpoint.science, "scaler": checkpoint.scaler}
     contents = {
-        "weights.safetensors": save(checkpoint.weights),
-        "optimizer.safetensors": save(checkpoint.optimizer),
-        "average.safetensors": save(checkpoint.average),
+        "weights.safetensors": save(_plain(checkpoint.weights)),
+        "optimizer.safetensors": save(_plain(checkpoint.optimizer)),
+        "average.safetensors": save(_plain(checkpoint.average)),
         "state.json": json.dumps(about, indent=1).encode(),
     }
     with replace_folder(target) as beside:
@@ -68,6 +69,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     for old in _steps(folder)[keep:]:
         shutil.rmtree(old)
     return target
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -121,16 +126,20 @@ def check_science(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path,
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors `PARAMETER.KEY`; its settings are functions of the run and the step."""
-    state = optimizer.state_dict()["state"]
-    return {f"{place}.{key}": value.contiguous() for place, entry in state.items() for key, value in entry.items()}
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state by name, `PARAMETER.KEY`; its settings are functions of the run and the step."""
+    return {
+        f"{name}.{key}": value
+        for name, weight in module.named_parameters()
+        for key, value in optimizer.state.get(weight, {}).items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        place, _, key = name.partition(".")
-        state.setdefault(int(place), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, from whole tensors."""
+    weights = dict(module.named_parameters())
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        weight = weights[name]
+        placed = value if value.ndim == 0 else value.to(weight.device)
+        optimizer.state[weight][key] = held_like(placed, weight)

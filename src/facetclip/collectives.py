@@ -1,11 +1,13 @@
 """What processes say to each other beyond the gradients."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def processes() -> tuple[int, int]:
@@ -62,6 +64,28 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if processes()[1] > 1:
         distributed.all_reduce(values)
     return values
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded over the processes, put together on all of them; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """All of `tensors` put together, one after the other; those who do not `keep` them only help. All call it."""
+    kept = {}
+    for name, tensor in tensors.items():
+        joined = whole(tensor.detach())
+        if keep:
+            kept[name] = joined.cpu() if isinstance(tensor, DTensor) else joined
+    return kept
+
+
+def held_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor as this process's share of it, where `other`, of its shape, is sharded."""
+    if not isinstance(other, DTensor) or tensor.shape != other.shape:
+        return tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
 
 
 def share_of(rows: np.ndarray) -> np.ndarray:

@@ -33,8 +33,9 @@ from facetclip.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from facetclip.collectives import gather_rows
+from facetclip.collectives import gather_rows, gather_whole, held_like
 from facetclip.config import RunConfig
+from facetclip.engine import check_mode
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import Feed, Portion, check_run, training_rows
@@ -81,6 +82,7 @@ class Trainer:
         self.interruption = Interruption()
         self.index = open_index(Path(run.data.shards))
         check_run(run, self.index, accelerator.num_processes)
+        check_mode(accelerator, run.tuning.mode)
         torch.manual_seed(run.train.seed)
         self.reader = start_model(run, self.index)  # without the engine's wrapping
         rows, width = training_rows(run, self.index), self.reader.clip.config.vision_config.hidden_size
@@ -296,6 +298,7 @@ class Trainer:
 
     def export(self) -> None:
         """Write the present weights as a model folder, as they were trained: not calibrated, not blended."""
+        weights = gather_whole(plain_weights(self.reader), keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             card = replace(
                 self.reader.card,
@@ -305,23 +308,24 @@ class Trainer:
                 calibration={},
             )
             with replace_folder(self.folder / "best") as beside:
-                save_model(self.reader, beside, card=card, weights=plain_weights(self.reader))
+                save_model(self.reader, beside, card=card, weights=weights)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
         """A checkpoint of the present step: what is trained, and how far it is."""
         self.progress.beat(self.state.step)
         with self.goodput.spend("checkpoint"):
-            if self.accelerator.is_main_process:
-                named = self.reader.named_parameters()
-                checkpoint = Checkpoint(
-                    state=self.state,
-                    weights={name: weight.detach().contiguous() for name, weight in named if weight.requires_grad},
-                    optimizer=optimizer_tensors(self.optimizer.optimizer),
-                    science=self.science,
-                    scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
-                    average=self.average.average,
-                )
+            main = self.accelerator.is_main_process
+            trained = {name: weight for name, weight in self.reader.named_parameters() if weight.requires_grad}
+            checkpoint = Checkpoint(
+                state=self.state,
+                weights=gather_whole(trained, keep=main),
+                optimizer=gather_whole(optimizer_tensors(self.optimizer.optimizer, self.reader), keep=main),
+                science=self.science,
+                scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+                average=gather_whole(self.average.average, keep=main),
+            )
+            if main:
                 save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.run.checkpoint.keep)
             self.accelerator.wait_for_everyone()
         self._saved = time.monotonic()
@@ -335,8 +339,11 @@ class Trainer:
         if checkpoint is None:
             return
         check_science(checkpoint.science, self.science, self.folder, allow)
-        self.reader.load_state_dict(checkpoint.weights, strict=False)
-        restore_optimizer(self.optimizer.optimizer, checkpoint.optimizer)
+        with torch.no_grad():
+            for name, weight in self.reader.named_parameters():
+                if weight.requires_grad:
+                    weight.copy_(held_like(checkpoint.weights[name], weight))
+        restore_optimizer(self.optimizer.optimizer, self.reader, checkpoint.optimizer)
         self.average.load(checkpoint.average)
         if self.accelerator.scaler and checkpoint.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
