@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fleet import launch_fleet
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from fleet import FSDP2, launch_fleet
 from small_shop import make_shards
 from test_trainer import Losses, make_run
 
@@ -22,6 +24,7 @@ from facetclip.runs import fit
 from facetclip.trainer import Trainer
 from facetclip.validation import logits_of
 
+ROOT = Path(__file__).parents[1]
 ENGINES = {"alone": ("ddp", 1), "ddp": ("ddp", 2), "fsdp2": ("fsdp2", 2)}
 pytestmark = pytest.mark.xdist_group("engines")
 
@@ -59,6 +62,15 @@ def launch(run: RunConfig, engine: str, fault: str = "") -> list[int]:
     ended = launch_fleet(folder, world, work_of(run), engine=kind, fault=fault)
     assert fault or ended.codes == [0] * world, ended.errors
     return ended.codes
+
+
+@pytest.mark.parametrize("name", ["cpu", "ddp", "multi_node", "fsdp2"])
+def test_the_launcher_reads_the_configurations(name: str) -> None:
+    arguments = ["--config_file", str(ROOT / "accelerate_configs" / f"{name}.yaml"), "--num_processes", "2", "train.py"]
+    asked, *_ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    environment = prepare_multi_gpu_env(asked)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == ("no" if name == "cpu" else "bf16")
+    assert FSDP2.items() <= environment.items() if name == "fsdp2" else "ACCELERATE_USE_FSDP" not in environment
 
 
 def losses(run: RunConfig) -> list[float]:

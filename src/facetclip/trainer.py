@@ -98,6 +98,7 @@ class Trainer:
             factors = rate_factors(self.reader, run.tuning.layer_decay)
             optimizer = build_optimizer(self.reader, self.run.optimizer, factors)
             self.model, self.optimizer = accelerator.prepare(self.reader, optimizer)
+        self._parameters = list(self.model.parameters())  # a walk over a CLIP's modules takes as long as a probe's step
         self.average = MovingAverage(self.reader, run.train.average)
         self.state = TrainState()
         self._saved = time.monotonic()
@@ -159,7 +160,8 @@ class Trainer:
 
     def train_step(self, portion: Portion) -> tuple[Tensor, Tensor, Verdict]:
         """One update; this process's share of the loss, how alike its photos look, and what all agreed on."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         rate = learning_rate(
             portion.step,
             peak=self.run.optimizer.lr or 0.0,
@@ -173,7 +175,7 @@ class Trainer:
         if (value := faults.spoiled("train.gradient")) is not None:
             next(weight.grad for weight in self.reader.parameters() if weight.grad is not None).fill_(value)
         limit = self.run.optimizer.clip_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        norm = self.accelerator.clip_grad_norm_(self._parameters, limit)
         verdict = agree(loss, norm, stop=self.interruption.wanted, save=self._overdue)
         if self._usable(portion.step, verdict):
             self.optimizer.step()
