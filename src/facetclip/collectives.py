@@ -1,5 +1,6 @@
 """What processes say to each other beyond the gradients."""
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -64,6 +65,22 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if processes()[1] > 1:
         distributed.all_reduce(values)
     return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's `value`, small and of plain types, on all of them."""
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    rank, count = processes()
+    if count == 1:
+        return [value]
+    device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else "cpu"
+    lengths = torch.zeros(count, dtype=torch.int64, device=device)
+    lengths[rank] = len(text)
+    sizes = sum_over_processes(lengths).tolist()
+    padded = torch.zeros(count, max(sizes), dtype=torch.int32, device=device)
+    padded[rank, : len(text)] = text.to(device)
+    rows = sum_over_processes(padded).to(torch.uint8).cpu()
+    return [json.loads(bytes(row[:size].tolist())) for row, size in zip(rows, sizes, strict=True)]
 
 
 def whole(tensor: Tensor) -> Tensor:

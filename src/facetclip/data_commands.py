@@ -1,6 +1,7 @@
 """The verbs that need no model: render, schema, check, shard, doctor."""
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -127,11 +128,20 @@ def _progress(done: int, whole: int) -> None:
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
-    """`facetclip doctor` takes no arguments."""
+    """The arguments of `facetclip doctor`."""
+    parser.add_argument(
+        "--dist", action="store_true", help="under a launcher: compare its processes, time an all-reduce"
+    )
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Examine the machine; 1 when something is wrong."""
+    """Examine the machine, or all processes of a launch; 1 when something is wrong."""
+    if args.dist:
+        dist = importlib.import_module("facetclip.dist_doctor")  # needs torch, which may be what is wrong
+        everyone, findings = dist.examine_launch()
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{dist.launch_text(everyone)}\n\n{doctor_text(findings)}")
+        return 0 if healthy(findings) else 1
     findings = examine()
     print(doctor_text(findings))
     return 0 if healthy(findings) else 1

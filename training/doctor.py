@@ -1,0 +1,8 @@
+"""`facetclip doctor --dist` as a file, which `accelerate launch` needs."""
+
+import sys
+
+from facetclip.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["doctor", "--dist", *sys.argv[1:]]))
