@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
@@ -92,8 +93,8 @@ def _fork(
         GradientState._reset_state()
         torch.set_num_threads(1)
         if world > 1:
-            group = torch.distributed.FileStore(str(store), world)
-            torch.distributed.init_process_group("gloo", store=group, rank=rank, world_size=world)
+            group: Any = torch.distributed
+            group.init_process_group("gloo", store=group.FileStore(str(store), world), rank=rank, world_size=world)
         if engine == "fsdp2":
             os.environ |= FSDP2
             # accelerate shards on GPUs alone: for it these processes are such.

