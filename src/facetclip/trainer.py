@@ -160,7 +160,7 @@ class Trainer:
 
     def train_step(self, portion: Portion) -> tuple[Tensor, Tensor, Verdict]:
         """One update; this process's share of the loss, how alike its photos look, and what all agreed on."""
-        if not self.model.training:
+        if not self.reader.training:
             self.model.train()
         rate = learning_rate(
             portion.step,
