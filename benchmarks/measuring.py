@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -53,8 +54,9 @@ def ratio(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
 
 
 def environment(packages: Iterable[str]) -> dict[str, Any]:
-    """What the numbers depend on: processor, cores, load, Python, and the versions of `packages`."""
+    """What the numbers depend on: commit, processor, cores, load, Python, and the versions of `packages`."""
     return {
+        "commit": _commit(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load": [round(load, 2) for load in os.getloadavg()],
@@ -62,6 +64,13 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
     }
+
+
+def _commit() -> str | None:
+    """The commit that is checked out, with a + where files differ from it; None outside a repository."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -92,9 +92,8 @@ def _fork(
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         torch.set_num_threads(1)
-        if world > 1:
-            group: Any = torch.distributed
-            group.init_process_group("gloo", store=group.FileStore(str(store), world), rank=rank, world_size=world)
+        group: Any = torch.distributed
+        group.init_process_group("gloo", store=group.FileStore(str(store), world), rank=rank, world_size=world)
         if engine == "fsdp2":
             os.environ |= FSDP2
             # accelerate shards on GPUs alone: for it these processes are such.
