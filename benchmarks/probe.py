@@ -20,7 +20,7 @@ from benchmarks.quality.catalogs import GARMENTS_SCHEMA
 from facetclip.batches import ahead
 from facetclip.catalog import read_catalog
 from facetclip.config import NewModel, RunConfig, validated
-from facetclip.engine import make_accelerator
+from facetclip.launch import make_accelerator
 from facetclip.model import save_model
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.schema import read_schema

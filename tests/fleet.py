@@ -1,11 +1,13 @@
 """Several processes of one training, forked from this warm one: a launch without the launcher's twenty seconds."""
 
 import faulthandler
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,17 @@ FSDP2 = {  # what accelerate_configs/fsdp2.yaml becomes in the environment
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
+
+
+WAITED = (
+    "all_reduce",
+    "reduce",
+    "reduce_scatter_tensor",
+    "all_gather_base",
+    "broadcast",
+    "all_gather",
+    "all_gather_into_tensor",
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,67 @@ def launch_fleet(
     return Ended([codes[rank] for rank in range(world)], errors)
 
 
+def load_deepspeed() -> bool:
+    """Import it here and now, so that the processes to come need not; False where it is not installed."""
+    os.environ["DS_ACCELERATOR"] = "cpu"  # where it would look around and report at length
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import deepspeed  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            return False
+    return True
+
+
+def take_zero(stage: str) -> None:
+    """The environment of accelerate_configs/deepspeed_zero*.yaml, and gathers over gloo that are waited for.
+
+    ZeRO-3 waits for the last of several gathers alone, which is right for a GPU's stream and wrong for gloo. Here each
+    is waited for when it is asked for; facetclip itself refuses stage 3 without GPUs.
+    """
+    import facetclip.launch
+
+    communication: Any = importlib.import_module("deepspeed.comm.torch")
+    backend = communication.TorchBackend
+
+    warnings.simplefilter("ignore")  # DeepSpeed's own
+    communication.build_shm_op = lambda: None  # which would call a compiler
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    del os.environ["ACCELERATE_USE_CPU"]  # with it DeepSpeed is skipped
+    facetclip.launch.check_waiting = lambda stage, *, gpu: None
+    for name in WAITED:
+        setattr(backend, name, waited(getattr(backend, name)))
+
+    def gather_each(self: Any, outputs: list[Any], inputs: list[Any], group: Any = None, async_op: bool = False) -> Any:
+        for output, part in zip(outputs, inputs, strict=True):
+            torch.distributed.all_gather_into_tensor(output, part, group=group)
+        return Done() if async_op else None
+
+    backend.all_gather_coalesced = gather_each
+
+
+class Done:
+    """A handle on what has ended."""
+
+    def wait(self) -> bool:
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def waited(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """A collective whose handle is given out when it has ended."""
+
+    def call(*args: Any, **named: Any) -> Any:
+        handle = collective(*args, **named)
+        if hasattr(handle, "wait"):
+            handle.wait()
+        return handle
+
+    return call
+
+
 def _fork(
     folder: Path, store: Path, rank: int, world: int, work: Callable[[], int | None], fault: str, engine: str
 ) -> int:
@@ -94,6 +168,8 @@ def _fork(
         torch.set_num_threads(1)
         group: Any = torch.distributed
         group.init_process_group("gloo", store=group.FileStore(str(store), world), rank=rank, world_size=world)
+        if engine.startswith("zero"):
+            take_zero(engine[-1])
         if engine == "fsdp2":
             os.environ |= FSDP2
             # accelerate shards on GPUs alone: for it these processes are such.

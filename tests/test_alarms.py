@@ -8,7 +8,7 @@ from small_shop import make_shards
 from test_trainer import make_run
 
 from facetclip.alarms import collapse_alarm, mean_cosine
-from facetclip.engine import make_accelerator
+from facetclip.launch import make_accelerator
 from facetclip.trainer import Trainer
 
 

@@ -16,7 +16,6 @@ LAYERS = [
     {
         "registry",
         "trainer",
-        "engine",
         "extract",
         "evaluate",
         "shards",
@@ -26,7 +25,9 @@ LAYERS = [
         "doctor",
         "dist_doctor",
     },
-    {"finishing", "features", "step_log"},
+    {"launch", "finishing", "features", "step_log"},
+    {"zero"},
+    {"engine"},
     {"feed"},
     {"scores", "sources", "validation", "batches", "model", "scratch", "tuning", "losses", "optimizers", "averaging"}
     | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures", "agreement", "goodput"}
@@ -56,9 +57,10 @@ OWNERS = {
     "webdataset": {"shards", "tars"},
     "datasets": {"catalog"},
     "pyarrow": {"catalog", "splits", "shards", "tars", "index", "sources", "extract"},
-    "accelerate": {"trainer", "engine", "step_log", "validation", "features", "extract", "runs"},
+    "accelerate": {"trainer", "launch", "engine", "zero", "step_log", "validation", "features", "extract", "runs"},
+    "deepspeed": {"zero"},
     "peft": {"tuning"},
-    "transformers": {"model", "scratch"},
+    "transformers": {"model", "scratch", "launch"},
     "tokenizers": {"scratch"},
     "PIL": {"images", "drawing", "vessels", "garments", "render"},
     "matplotlib": {"report", "study_pictures"},

@@ -11,10 +11,9 @@ from facetclip.checkpoint import (
     TrainState,
     check_science,
     load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
     save_checkpoint,
 )
+from facetclip.engine import optimizer_tensors, restore_optimizer
 from facetclip.errors import UserError
 
 FILES = ["weights.safetensors", "optimizer.safetensors", "average.safetensors", "state.json", "manifest.json"]

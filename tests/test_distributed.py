@@ -16,7 +16,7 @@ from small_shop import make_labels, make_shards
 from test_trainer import make_run
 
 from facetclip.collectives import gather_rows, join_shares, share_of
-from facetclip.engine import make_accelerator
+from facetclip.launch import make_accelerator
 from facetclip.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]

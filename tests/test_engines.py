@@ -1,6 +1,7 @@
 """Every engine takes the same steps and leaves the same model; a run may go from one to another."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
-from fleet import FSDP2, launch_fleet
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from fleet import FSDP2, launch_fleet, load_deepspeed
 from small_shop import make_shards
 from test_trainer import Losses, make_run
 
 from facetclip.batches import PixelReader
 from facetclip.config import RunConfig
-from facetclip.engine import make_accelerator
 from facetclip.index import open_index
 from facetclip.interruption import REQUEUE, Interrupted
+from facetclip.launch import make_accelerator
 from facetclip.model import load_model
 from facetclip.runs import fit
 from facetclip.trainer import Trainer
 from facetclip.validation import logits_of
 
 ROOT = Path(__file__).parents[1]
-ENGINES = {"alone": ("ddp", 1), "ddp": ("ddp", 2), "fsdp2": ("fsdp2", 2)}
+ENGINES = {"alone": ("ddp", 1), "ddp": ("ddp", 2)} | {name: (name, 2) for name in ("fsdp2", "zero1", "zero2", "zero3")}
 pytestmark = pytest.mark.xdist_group("engines")
 
 
@@ -37,8 +38,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def work_of(run: RunConfig) -> Callable[[], int]:
+def work_of(run: RunConfig, **environment: str) -> Callable[[], int]:
     def work() -> int:
+        os.environ |= environment
         trainer = Trainer(run, make_accelerator())
         told = Losses()
         trainer.tracker = told  # type: ignore[assignment]  # as much of a Tracker as is used
@@ -56,19 +58,31 @@ def work_of(run: RunConfig) -> Callable[[], int]:
     return work
 
 
-def launch(run: RunConfig, engine: str, fault: str = "") -> list[int]:
+def launch(run: RunConfig, engine: str, fault: str = "", **environment: str) -> list[int]:
     kind, world = ENGINES[engine]
+    if kind.startswith("zero") and not load_deepspeed():
+        pytest.skip("DeepSpeed is not installed")
     folder = Path(run.output.folder) / "fleet"
-    ended = launch_fleet(folder, world, work_of(run), engine=kind, fault=fault)
+    ended = launch_fleet(folder, world, work_of(run, **environment), engine=kind, fault=fault)
     assert fault or ended.codes == [0] * world, ended.errors
     return ended.codes
 
 
-@pytest.mark.parametrize("name", ["cpu", "ddp", "multi_node", "fsdp2"])
-def test_the_launcher_reads_the_configurations(name: str) -> None:
+CONFIGURATIONS = sorted(path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_launcher_reads_the_configurations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")  # the launcher sets it in its own environment
     arguments = ["--config_file", str(ROOT / "accelerate_configs" / f"{name}.yaml"), "--num_processes", "2", "train.py"]
     asked, *_ = _validate_launch_command(launch_command_parser().parse_args(arguments))
-    environment = prepare_multi_gpu_env(asked)
+    if asked.use_deepspeed:
+        asked.deepspeed_fields_from_accelerate_config = ""
+        _, environment = prepare_deepspeed_cmd_env(asked)
+        assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == name[-1]
+    else:
+        environment = prepare_multi_gpu_env(asked)
+    assert asked.use_deepspeed == name.startswith("deepspeed")
     assert environment["ACCELERATE_MIXED_PRECISION"] == ("no" if name == "cpu" else "bf16")
     assert FSDP2.items() <= environment.items() if name == "fsdp2" else "ACCELERATE_USE_FSDP" not in environment
 
@@ -109,7 +123,7 @@ def test_an_engine_takes_the_steps_and_leaves_the_model_of_one_process(
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "alone"])
 def test_stopped_and_resumed_an_engine_changes_no_bit(shop: Path, engine: str) -> None:
-    adam = {"optimizer": {"name": "adamw", "lr": 1e-3}, "train": {"average": 0.5}}
+    adam = {"optimizer": {"name": "adamw", "lr": 1e-3}, "train": {"average": 0.0 if engine == "zero3" else 0.5}}
     whole, parted = run_of(shop, f"{engine} whole", **adam), run_of(shop, f"{engine} parted", **adam)
     launch(whole, engine)
     assert launch(parted, engine, fault="train.step:7=usr1@1") == [REQUEUE, REQUEUE]
@@ -118,7 +132,9 @@ def test_stopped_and_resumed_an_engine_changes_no_bit(shop: Path, engine: str) -
     assert np.array_equal(scores(parted, shop), scores(whole, shop))
 
 
-@pytest.mark.parametrize(("first", "then"), [("fsdp2", "alone"), ("alone", "fsdp2"), ("ddp", "fsdp2")])
+@pytest.mark.parametrize(
+    ("first", "then"), [("fsdp2", "alone"), ("ddp", "fsdp2"), ("zero3", "ddp"), ("fsdp2", "zero2")]
+)
 def test_a_run_may_go_on_under_another_engine(shop: Path, alone: RunConfig, first: str, then: str) -> None:
     run = run_of(shop, f"{first} to {then}")
     assert launch(run, first, fault="train.step:9=term@0") == [REQUEUE] * ENGINES[first][1]
@@ -137,3 +153,66 @@ def test_sharded_modes_learn_as_one_process_does(shop: Path, mode: str) -> None:
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert np.allclose(found[0][1], found[1][1], atol=1e-5)
     assert torch.tensor(found[0][1]).isfinite().all()
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero3"])
+def test_engines_train_in_bf16_with_weights_of_fp32(shop: Path, engine: str) -> None:
+    gentle: dict[str, Any] = {"train": {"steps": 6}, "optimizer": {"lr": 0.005}}
+    run, exact = run_of(shop, f"{engine} bf16", **gentle), run_of(shop, f"{engine} fp32", **gentle)
+    launch(run, engine, ACCELERATE_MIXED_PRECISION="bf16")
+    launch(exact, "ddp")
+    assert losses(run) == pytest.approx(losses(exact), rel=0.02)
+    assert losses(run) != pytest.approx(losses(exact), rel=1e-6)
+    reader = load_model(str(Path(run.output.folder) / "model"))
+    assert {weight.dtype for weight in reader.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_an_update_left_out_leaves_no_trace_in_zero(shop: Path, engine: str) -> None:
+    found = []
+    for kind in ("alone", engine):
+        run = run_of(shop, f"{engine} skip {kind}", train={"nonfinite": "skip", "steps": 8})
+        assert launch(run, kind, fault="train.gradient:4=nan") == [0] * ENGINES[kind][1]
+        found.append((losses(run), scores(run, shop)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert np.allclose(found[1][1], found[0][1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes", "environment", "message"),
+    [
+        ("zero2", {}, {"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "gradient_clipping is 0.5 by the launcher and 1.0"),
+        ("zero2", {}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps is 4.0 by the"),
+        ("zero2", {}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "ZeRO trains in bf16 or fp32"),
+        ("zero2", {"optimizer": {"name": "muon"}}, {}, "needs whole matrices"),
+        ("zero2", {"tuning": {"mode": "probe"}}, {}, "trains too little to shard"),
+        ("zero3", {"train": {"average": 0.9}}, {}, "train.average needs whole weights"),
+        ("zero4", {}, {}, "ZeRO stage 4 is not one of 1, 2 and 3"),
+        ("ddp", {"train": {"precision": "bf16"}}, {}, "precision is fp32 by the launcher and bf16 by the run file"),
+        ("ddp", {}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}, "accumulation_steps is 2.0 by the launcher and 1"),
+    ],
+)
+def test_a_launcher_that_contradicts_the_run_file_is_refused_before_training(
+    shop: Path, engine: str, changes: dict[str, Any], environment: dict[str, str], message: str
+) -> None:
+    if engine.startswith("zero") and not load_deepspeed():
+        pytest.skip("DeepSpeed is not installed")
+    run = run_of(shop, "refused", **changes)
+    ended = launch_fleet(shop / "refused fleet", 1, work_of(run, **environment), engine=engine)
+    assert ended.codes == [1]
+    assert message in ended.errors[0]
+    assert "UserError" in ended.errors[0]
+
+
+def test_a_deepspeed_file_may_tune_the_engine_but_not_the_science(shop: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    run = run_of(shop, "ds file", train={"steps": 2})
+    tuned = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 1000}, "train_batch_size": run.train.batch}
+    for given, message in [(tuned, ""), (tuned | {"train_batch_size": 7}, "train_batch_size is 7 by the launcher")]:
+        file.write_text(json.dumps(given))
+        if not load_deepspeed():
+            pytest.skip("DeepSpeed is not installed")
+        work = work_of(run, ACCELERATE_DEEPSPEED_CONFIG_FILE=str(file))
+        ended = launch_fleet(tmp_path / "fleet", 1, work, engine="zero2")
+        assert ended.codes == [1 if message else 0], ended.errors
+        assert message in ended.errors[0]

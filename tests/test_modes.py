@@ -14,10 +14,10 @@ from test_trainer import make_run
 from facetclip import extract as extraction
 from facetclip.batches import PixelReader
 from facetclip.config import RunConfig, Tuning
-from facetclip.engine import make_accelerator
 from facetclip.errors import UserError
 from facetclip.extract import FromShards, extract
 from facetclip.features import FeatureReader
+from facetclip.launch import make_accelerator
 from facetclip.model import AttributeReader, load_model, save_model
 from facetclip.optimizers import build_optimizer
 from facetclip.runs import fit

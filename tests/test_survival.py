@@ -23,11 +23,11 @@ from test_trainer import make_run
 from facetclip.attempts import count_attempt
 from facetclip.checkpoint import Checkpoint, load_checkpoint
 from facetclip.config import RunConfig
-from facetclip.engine import make_accelerator
 from facetclip.errors import UserError
 from facetclip.goodput import RECORD as GOODPUT
 from facetclip.goodput import Goodput
 from facetclip.interruption import REQUEUE, Interrupted
+from facetclip.launch import make_accelerator
 from facetclip.lease import LEASE, RunLease
 from facetclip.progress import STACKS, STUCK, Progress, beats
 from facetclip.trainer import Trainer

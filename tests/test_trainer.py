@@ -14,9 +14,9 @@ from small_shop import SHAPE, make_shards
 
 from facetclip.checkpoint import load_checkpoint
 from facetclip.config import RunConfig, validated
-from facetclip.engine import make_accelerator
 from facetclip.errors import UserError
 from facetclip.feed import Feed
+from facetclip.launch import make_accelerator
 from facetclip.model import load_model
 from facetclip.trainer import Trainer
 

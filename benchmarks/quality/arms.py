@@ -20,8 +20,8 @@ from torch.nn import functional
 from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration, probabilities
 from facetclip.config import RunConfig, validated
-from facetclip.engine import make_accelerator
 from facetclip.feed import Portion
+from facetclip.launch import make_accelerator
 from facetclip.model import AttributeReader, Outputs, load_model
 from facetclip.runs import fit
 from facetclip.schema import spans

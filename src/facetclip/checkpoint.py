@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from facetclip import faults
-from facetclip.collectives import held_like
 from facetclip.errors import UserError
 from facetclip.files import replace_folder, write_whole
 
@@ -124,22 +122,3 @@ def check_science(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path,
             f"{folder}: cannot resume: {'; '.join(lines)}. Change it back, take another output.folder, "
             f"let it through with --allow {changed[0]}, or start over with --fresh"
         )
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state by name, `PARAMETER.KEY`; its settings are functions of the run and the step."""
-    return {
-        f"{name}.{key}": value
-        for name, weight in module.named_parameters()
-        for key, value in optimizer.state.get(weight, {}).items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`, from whole tensors."""
-    weights = dict(module.named_parameters())
-    for full_name, value in tensors.items():
-        name, _, key = full_name.rpartition(".")
-        weight = weights[name]
-        placed = value if value.ndim == 0 else value.to(weight.device)
-        optimizer.state[weight][key] = held_like(placed, weight)

@@ -15,6 +15,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
 Form = Literal["schema", "value", "named", "sentence", "several"]
 # Caption form -> the templates whose features are averaged; `schema` stands for what the schema file says.
 FORMS: dict[str, tuple[str, ...]] = {
@@ -141,6 +142,7 @@ class Training(Strict):
 
     `steps`: by `facetclip.presets` where not given. `patience`: validations without a better one after which training
     stops, 0 for never. `average`: decay of the moving average of the weights that is validated and kept, 0 for none.
+    `precision`: the launcher's choice where not given; where given, a launcher that says otherwise is refused.
     `nonfinite`: at a loss or gradient that is no number, `stop`, or `skip` the update, at most `most_skipped` times.
     """
 
@@ -150,6 +152,7 @@ class Training(Strict):
     seed: int = 0
     patience: Annotated[int, Field(ge=0)] = 0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Precision | None = None
     nonfinite: Literal["stop", "skip"] = "stop"
     most_skipped: Annotated[int, Field(ge=0)] = 10
     log_every: Positive = 10

@@ -15,7 +15,7 @@ import torch
 
 from facetclip.collectives import gather_objects, sum_over_processes
 from facetclip.doctor import Finding
-from facetclip.engine import make_accelerator
+from facetclip.launch import make_accelerator
 from facetclip.report import text_table
 
 PACKAGES = ("torch", "accelerate", "transformers", "facetclip")

@@ -1,40 +1,90 @@
-"""The engine under a training: what the launcher set up, checked against what was asked for."""
+"""A model and its optimizer as the launcher's engine holds them, behind one face."""
 
-import os
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from facetclip.collectives import join_processes
-from facetclip.errors import UserError
-
-ENGINES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
-UNSHARDED = ("zero_shot", "probe", "prompt")
+from facetclip.collectives import gather_whole, held_like
 
 
-def make_accelerator() -> Accelerator:
-    """The engine that the launcher set up; UserError where it is not the one that was asked for."""
-    join_processes("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        # Told only by the device that is there: of several processes on the processor each would believe to be alone.
-        accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    except ValueError as error:
-        raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    if accelerator.distributed_type not in ENGINES or (sharded and not accelerator.is_fsdp2):
-        raise UserError(f"the engine {accelerator.distributed_type.value} is not one of accelerate_configs/")
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not sharded:
-        raise UserError("FSDP was asked for, but accelerate ignores it here (it needs GPUs); use cpu.yaml or ddp.yaml")
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise UserError(
-            f"{asked} processes were launched, but each believes to be one of {accelerator.num_processes}; "
-            "use a file of accelerate_configs/"
-        )
-    return accelerator
+class Engine:
+    """One process, DDP and FSDP2, which differ only in how a tensor is held. Every process calls every method."""
+
+    def __init__(self, accelerator: Accelerator, reader: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.accelerator, self.reader = accelerator, reader
+        self.model: Any
+        self.optimizer: Any
+        self.model, self.optimizer = accelerator.prepare(reader, optimizer)
+        self.trained = {name: weight for name, weight in reader.named_parameters() if weight.requires_grad}
+        self._parameters = list(self.model.parameters())  # a walk over a CLIP's modules takes as long as a probe's step
+
+    @contextmanager
+    def part(self, *, last: bool) -> Iterator[None]:
+        """Forward and backward of one part of a batch; processes exchange gradients in the `last`."""
+        sharing = nullcontext() if last else self.accelerator.no_sync(self.model)
+        with sharing, self.accelerator.autocast():
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this process's share of the loss; they are summed over processes."""
+        # Data parallelism averages gradients over processes; the loss is a sum over them.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+    def clip(self, limit: float) -> Tensor:
+        """Shorten the gradient to `limit` (0: as it is); returns its norm before, no number where it has none."""
+        norm: Any = self.accelerator.clip_grad_norm_(self._parameters, limit or math.inf)
+        return norm
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """What this process holds of them between `backward` and `update`."""
+        return [weight.grad for weight in self._parameters if weight.grad is not None]
+
+    def update(self, *, usable: bool) -> None:
+        """Change the weights, unless the gradients are not `usable`, and forget the gradients."""
+        if usable:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Within the block the reader's weights can be read, by `gather_whole`."""
+        return nullcontext()
+
+    def weights(self, *, keep: bool) -> dict[str, Tensor]:
+        """The trained weights, whole, for those who `keep` them."""
+        return gather_whole(self.trained, keep=keep)
+
+    def optimizer_state(self, *, keep: bool) -> dict[str, Tensor]:
+        """The optimizer's state as `PARAMETER.KEY`, whole; its settings are functions of the run and the step."""
+        return gather_whole(optimizer_tensors(self.optimizer.optimizer, self.reader), keep=keep)
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """Go on from what `weights` and `optimizer_state` gave, under whichever engine."""
+        for name, weight in self.trained.items():
+            weight.copy_(held_like(weights[name], weight))
+        restore_optimizer(self.optimizer.optimizer, self.reader, optimizer)
 
 
-def check_mode(accelerator: Accelerator, mode: str) -> None:
-    """UserError where an engine that shards the weights is to train a mode that reads them outside a forward pass."""
-    if accelerator.distributed_type == DistributedType.FSDP and mode in UNSHARDED:
-        raise UserError(f"tuning.mode {mode!r} trains too little to shard; use accelerate_configs/ddp.yaml")
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state by name, `PARAMETER.KEY`."""
+    return {
+        f"{name}.{key}": value
+        for name, weight in module.named_parameters()
+        for key, value in optimizer.state.get(weight, {}).items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, from whole tensors."""
+    weights = dict(module.named_parameters())
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        weight = weights[name]
+        placed = value if value.ndim == 0 else value.to(weight.device)
+        optimizer.state[weight][key] = held_like(placed, weight)

@@ -5,7 +5,7 @@ checkpoints (width 768, as published for FLYP, WiSE-FT, CoOp and CLIP-LoRA) and 
 those of the towers fall with the square of the width.
 """
 
-from facetclip.config import RunConfig
+from facetclip.config import Precision, RunConfig
 
 WIDTH = 768  # of the image tower that the rates below are for
 WIDEST_RAISE = 40.0
@@ -41,8 +41,9 @@ def steps_for(labelled: int, batch: int, *, cached: bool = False) -> int:
     return max(LEAST_STEPS, round(passes / batch))
 
 
-def completed(run: RunConfig, *, labelled: int, width: int) -> RunConfig:
-    """`run` with nothing left open. `labelled`: training photos with a label; `width`: of the image tower."""
+def completed(run: RunConfig, *, labelled: int, width: int, precision: Precision = "fp32") -> RunConfig:
+    """`run` with nothing left open. `labelled`: training photos with a label; `width`: of the image tower; `precision`:
+    what the launcher has it trained in."""
     mode = run.tuning.mode
     cached = run.tuning.cache and mode in ("probe", "prompt")
     steps = run.train.steps or steps_for(labelled, run.train.batch, cached=cached)
@@ -54,7 +55,7 @@ def completed(run: RunConfig, *, labelled: int, width: int) -> RunConfig:
     }
     return run.model_copy(
         update={
-            "train": run.train.model_copy(update={"steps": steps}),
+            "train": run.train.model_copy(update={"steps": steps, "precision": precision}),
             "optimizer": run.optimizer.model_copy(update=optimizer),
             "validation": run.validation.model_copy(update={"every": every}),
             "checkpoint": run.checkpoint.model_copy(update={"every": run.checkpoint.every or every}),

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from facetclip.attempts import RECORD as ATTEMPTS
 from facetclip.attempts import count_attempt
 from facetclip.config import RunConfig
-from facetclip.engine import make_accelerator
 from facetclip.evaluate import evaluate
 from facetclip.files import write_whole
 from facetclip.finishing import finish_model
 from facetclip.goodput import RECORD as GOODPUT
 from facetclip.interruption import MARKER, Interrupted
+from facetclip.launch import make_accelerator
 from facetclip.lease import RunLease
 from facetclip.model import CARD, load_model
 from facetclip.progress import STACKS

@@ -17,12 +17,12 @@ from facetclip.batches import Inputs, PixelReader
 from facetclip.calibration import Calibration, probabilities
 from facetclip.checkpoint import check_science
 from facetclip.config import Form, RunConfig
-from facetclip.engine import make_accelerator
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import training_rows
 from facetclip.files import write_whole
 from facetclip.index import ShardIndex, open_index
+from facetclip.launch import make_accelerator
 from facetclip.learning_curve import METRIC_NAMES, Arm, Point, captions_table, curve_json, curve_table, forecast
 from facetclip.metrics import AttributeMetrics, measure_attribute
 from facetclip.model import AttributeReader, load_model

@@ -29,13 +29,10 @@ from facetclip.checkpoint import (
     TrainState,
     check_science,
     load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
     save_checkpoint,
 )
-from facetclip.collectives import gather_rows, gather_whole, held_like
+from facetclip.collectives import gather_rows, gather_whole
 from facetclip.config import RunConfig
-from facetclip.engine import check_mode
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import Feed, Portion, check_run, training_rows
@@ -43,6 +40,7 @@ from facetclip.files import replace_folder
 from facetclip.goodput import Goodput
 from facetclip.index import ShardIndex, open_index
 from facetclip.interruption import Interrupted, Interruption, listening
+from facetclip.launch import check_engine, make_engine, precision_of
 from facetclip.losses import Pairing, attribute_losses, contrastive_loss
 from facetclip.model import AttributeReader, Outputs, load_model, save_model
 from facetclip.optimizers import build_optimizer
@@ -82,11 +80,11 @@ class Trainer:
         self.interruption = Interruption()
         self.index = open_index(Path(run.data.shards))
         check_run(run, self.index, accelerator.num_processes)
-        check_mode(accelerator, run.tuning.mode)
+        check_engine(accelerator, run)
         torch.manual_seed(run.train.seed)
         self.reader = start_model(run, self.index)  # without the engine's wrapping
         rows, width = training_rows(run, self.index), self.reader.clip.config.vision_config.hidden_size
-        self.run = completed(run, labelled=len(rows), width=width)
+        self.run = completed(run, labelled=len(rows), width=width, precision=precision_of(accelerator))
         self.start_digest = reader_digest(self.reader)
         self.inputs = self._inputs()
         tune(self.reader, self.run.tuning)
@@ -97,8 +95,8 @@ class Trainer:
         if self.steps:
             factors = rate_factors(self.reader, run.tuning.layer_decay)
             optimizer = build_optimizer(self.reader, self.run.optimizer, factors)
-            self.model, self.optimizer = accelerator.prepare(self.reader, optimizer)
-        self._parameters = list(self.model.parameters())  # a walk over a CLIP's modules takes as long as a probe's step
+            self.engine = make_engine(accelerator, self.reader, optimizer, clip=self.run.optimizer.clip_norm)
+            self.model, self.optimizer = self.engine.model, self.engine.optimizer
         self.average = MovingAverage(self.reader, run.train.average)
         self.state = TrainState()
         self._saved = time.monotonic()
@@ -128,14 +126,12 @@ class Trainer:
                 random = torch.from_numpy(portion.draws[part]).to(device)
                 inputs = augment(inputs, random, self.run.augment)
             ids = None if portion.caption_ids is None else portion.caption_ids.to(device)
-            last = start == starts[-1]
-            with nullcontext() if last else self.accelerator.no_sync(self.model), self.accelerator.autocast():
+            with self.engine.part(last=start == starts[-1]):
                 outputs: Outputs = self.model(inputs, ids)
                 loss = self._loss(outputs, batch.labels[part].to(device), portion)
                 if (value := faults.spoiled("train.loss")) is not None:
                     loss = loss * value
-                # Data parallelism averages gradients over processes; the loss is a sum over them.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                self.engine.backward(loss)
             total += loss.detach()
             features = outputs.images.detach()
             likeness = mean_cosine(features.sum(dim=0).square().sum(), len(features))
@@ -173,14 +169,13 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         loss, likeness = self.forward_backward(portion)
         if (value := faults.spoiled("train.gradient")) is not None:
-            next(weight.grad for weight in self.reader.parameters() if weight.grad is not None).fill_(value)
-        limit = self.run.optimizer.clip_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self._parameters, limit)
+            self.engine.gradients[0].fill_(value)
+        norm = self.engine.clip(self.run.optimizer.clip_norm)
         verdict = agree(loss, norm, stop=self.interruption.wanted, save=self._overdue)
-        if self._usable(portion.step, verdict):
-            self.optimizer.step()
+        usable = self._usable(portion.step, verdict)
+        self.engine.update(usable=usable)
+        if usable:
             self.average.update(portion.step + 1)
-        self.optimizer.zero_grad()
         return loss, likeness, verdict
 
     @property
@@ -300,17 +295,19 @@ class Trainer:
 
     def export(self) -> None:
         """Write the present weights as a model folder, as they were trained: not calibrated, not blended."""
-        weights = gather_whole(plain_weights(self.reader), keep=self.accelerator.is_main_process)
-        if self.accelerator.is_main_process:
-            card = replace(
-                self.reader.card,
-                start=self.run.model.start,
-                data_digest=self.index.digest,
-                metrics={"validation_loss": self.state.best, "step": self.state.best_step},
-                calibration={},
-            )
-            with replace_folder(self.folder / "best") as beside:
-                save_model(self.reader, beside, card=card, weights=weights)
+        main = self.accelerator.is_main_process
+        with self.engine.gathered() if self.steps else nullcontext():
+            weights = gather_whole(plain_weights(self.reader), keep=main)
+            if main:
+                card = replace(
+                    self.reader.card,
+                    start=self.run.model.start,
+                    data_digest=self.index.digest,
+                    metrics={"validation_loss": self.state.best, "step": self.state.best_step},
+                    calibration={},
+                )
+                with replace_folder(self.folder / "best") as beside:
+                    save_model(self.reader, beside, card=card, weights=weights)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
@@ -318,11 +315,10 @@ class Trainer:
         self.progress.beat(self.state.step)
         with self.goodput.spend("checkpoint"):
             main = self.accelerator.is_main_process
-            trained = {name: weight for name, weight in self.reader.named_parameters() if weight.requires_grad}
             checkpoint = Checkpoint(
                 state=self.state,
-                weights=gather_whole(trained, keep=main),
-                optimizer=gather_whole(optimizer_tensors(self.optimizer.optimizer, self.reader), keep=main),
+                weights=self.engine.weights(keep=main),
+                optimizer=self.engine.optimizer_state(keep=main),
                 science=self.science,
                 scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
                 average=gather_whole(self.average.average, keep=main),
@@ -341,11 +337,7 @@ class Trainer:
         if checkpoint is None:
             return
         check_science(checkpoint.science, self.science, self.folder, allow)
-        with torch.no_grad():
-            for name, weight in self.reader.named_parameters():
-                if weight.requires_grad:
-                    weight.copy_(held_like(checkpoint.weights[name], weight))
-        restore_optimizer(self.optimizer.optimizer, self.reader, checkpoint.optimizer)
+        self.engine.load(checkpoint.weights, checkpoint.optimizer)
         self.average.load(checkpoint.average)
         if self.accelerator.scaler and checkpoint.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
