@@ -109,6 +109,7 @@ def take_zero(stage: str) -> None:
     warnings.simplefilter("ignore")  # DeepSpeed's own
     communication.build_shm_op = lambda: None  # which would call a compiler
     os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    os.environ["ACCELERATE_CONFIG_DS_FIELDS"] = "zero_stage,mixed_precision"
     del os.environ["ACCELERATE_USE_CPU"]  # with it DeepSpeed is skipped
     facetclip.launch.check_waiting = lambda stage, *, gpu: None
     for name in WAITED:

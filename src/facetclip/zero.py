@@ -183,6 +183,7 @@ def zero_plugin(*, gpu: bool) -> DeepSpeedPlugin:
         "fp16": {"enabled": False},
         "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
     }
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)  # by which accelerate refuses what is put together here
     return DeepSpeedPlugin(hf_ds_config=config)
 
 
