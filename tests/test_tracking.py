@@ -307,30 +307,46 @@ def test_metric_names_stay_below_the_limit() -> None:
     assert len(metric_name("a" * 400)) == 250
 
 
-@pytest.mark.nightly
-def test_a_real_server_that_dies_and_returns_ends_with_every_point_once(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_real_server_that_is_late_dies_and_returns_ends_with_every_point_once(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", CANARY)
+    (tmp_path / "server.db").write_bytes(empty_store.read_bytes())
+    early, began = tmp_path / "early", time.monotonic()
+    child = os.fork()
+    if not child:  # a training that is killed before it could send anything
+        tracker = start(early)
+        for step in range(1, 51):
+            tracker.metrics(step, {"loss": float(step)})
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert time.monotonic() - began < 5
     server = serve(tmp_path, port)
     try:
+        sent = sync(early)
+        assert sent.points == 50
+        assert sync(early).points == 0
+        assert history(uri, sent.run_id, "loss") == [(step, float(step)) for step in range(1, 51)]
         tracker = start(tmp_path / "run")
         assert tracker.run_id
-        for step in range(1, 101):
+        for step in range(1, 301):
             tracker.metrics(step, {"loss": float(step)})
-            time.sleep(0.02)
-        stop(server)
-        for step in range(101, 201):
-            tracker.metrics(step, {"loss": float(step)})
-            time.sleep(0.02)
-        server = serve(tmp_path, port)
-        for step in range(201, 301):
-            tracker.metrics(step, {"loss": float(step)})
+            if step == 100:
+                stop(server)
+            if step == 200:
+                server = serve(tmp_path, port)
         tracker.finish("FINISHED")
+        sync(tmp_path / "run")
         assert history(uri, tracker.run_id, "loss") == [(step, float(step)) for step in range(1, 301)]
         assert json.loads((tmp_path / "run" / RECORD).read_text())["run_id"] == tracker.run_id
+        everything = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+        assert not any(CANARY.encode() in content for content in everything)
     finally:
         stop(server)
 
