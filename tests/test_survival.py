@@ -352,6 +352,18 @@ def test_b3_bad_updates_are_left_out_as_often_as_allowed(shop: Path) -> None:
     assert launch(run, 2, "train.loss:4=nan@1,train.loss:5=nan@0,train.loss:7=nan@0").codes == [1, 1]
 
 
+@pytest.mark.parametrize(("photos", "world"), [(1, 2), (6, 4)])
+def test_b4_fewer_photos_than_a_batch_in_fewer_shards_than_processes(
+    shop: Path, tmp_path: Path, photos: int, world: int
+) -> None:
+    make_shards(tmp_path / "shards", photos)  # one shard
+    data, sampling = {"shards": str(tmp_path / "shards")}, {"max_repeats": 8}
+    run = run_of(shop, f"few {photos}", data=data, sampling=sampling, validation={"every": STEPS})
+    ended = launch(run, world)
+    assert ended.codes == [0] * world, ended.errors
+    assert sorted(items(run, world)) == list(range(end_of(run).state.step))
+
+
 def test_checkpoints_by_minutes(shop: Path) -> None:
     run = run_of(shop, "minutes", checkpoint={"every": 100, "minutes": 1e-4, "keep": 100})
     assert launch(run, 1).codes == [0]
