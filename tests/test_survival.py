@@ -20,6 +20,7 @@ from fleet import Ended, launch_fleet
 from small_shop import make_shards
 from test_trainer import make_run
 
+import facetclip.trainer as trainer_module
 from facetclip.attempts import count_attempt
 from facetclip.checkpoint import Checkpoint, load_checkpoint
 from facetclip.config import RunConfig
@@ -368,6 +369,15 @@ def test_checkpoints_by_minutes(shop: Path) -> None:
     run = run_of(shop, "minutes", checkpoint={"every": 100, "minutes": 1e-4, "keep": 100})
     assert launch(run, 1).codes == [0]
     assert len(list((Path(run.output.folder) / "checkpoints").glob("step-*"))) > 2
+
+
+def test_without_an_interval_saving_takes_little_of_the_time(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for share, saves in ((1e9, [3, 6, 9, 12]), (1e-9, [3, 12])):
+        monkeypatch.setattr(trainer_module, "SAVING", share)
+        run = run_of(shop, f"paced {share}", checkpoint={"every": None, "keep": 100}, validation={"every": 3})
+        assert launch(run, 2).codes == [0, 0]
+        found = sorted((Path(run.output.folder) / "checkpoints").glob("step-*"))
+        assert [int(path.name.removeprefix("step-")) for path in found] == saves
 
 
 def test_goodput_counts_what_a_killed_start_lost(tmp_path: Path) -> None:

@@ -145,9 +145,7 @@ def test_two_nodes_train(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", ["both ways", "one way"])
-def test_a_cut_ends_the_run_within_the_time_out_and_the_same_command_goes_on(
-    shop: Path, whole: Path, cut: str
-) -> None:
+def test_a_cut_ends_the_run_within_the_time_out_and_the_same_command_goes_on(shop: Path, whole: Path, cut: str) -> None:
     launch = Launch(shop, cut.replace(" ", "-"))
     launch.reach(13)
     route = ("route", "add", "blackhole", f"{ADDRESSES[0]}/32")

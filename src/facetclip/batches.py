@@ -119,13 +119,12 @@ def augment(pixels: Tensor, draws: Tensor, spec: Augmentation) -> Tensor:
 
     A crop keeps at least `smallest_crop` of each edge and is scaled back; brightness changes by up to its share.
     """
-    scaled = pixels.float().div_(255)
     side = 1 - (1 - spec.smallest_crop) * draws[:, 0]
     mirror = torch.where(draws[:, 1] < 0.5, -1.0, 1.0) if spec.flip else torch.ones_like(side)
     shift = (1 - side)[:, None] * (2 * draws[:, 2:4] - 1)
     theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = side * mirror, side, shift
-    grid = functional.affine_grid(theta, list(scaled.shape), align_corners=False)
-    cropped = functional.grid_sample(scaled, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+    cropped = functional.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     light = 1 + spec.brightness * (2 * draws[:, 4] - 1)
-    return (cropped * light[:, None, None, None]).clamp_(0, 1)
+    return cropped.mul_(light[:, None, None, None] / 255).clamp_(0, 1)

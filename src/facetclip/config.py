@@ -240,8 +240,9 @@ class Validation(Strict):
 
 
 class Checkpoints(Strict):
-    """When the state is saved: every so many steps (at each validation where not given), and also when so many
-    `minutes` have passed since the last save; and how many saves are kept."""
+    """When the state is saved: every so many steps, and also when so many `minutes` have passed since the last save; and
+    how many saves are kept. Where no number of steps is given, at each validation, as long as saving takes no more than
+    a fiftieth of the time."""
 
     every: Positive | None = None
     minutes: Annotated[float, Field(gt=0)] | None = None

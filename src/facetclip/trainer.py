@@ -54,6 +54,7 @@ from facetclip.tracking import Tracker
 from facetclip.tuning import FROZEN_IMAGES, plain_weights, rate_factors, tune
 from facetclip.validation import judge, read_logits
 
+SAVING = 0.02  # of the time, at most, goes into checkpoints whose interval is ours to choose
 OPENNESS = 0.2  # about the cosine between a photo and an unrelated caption in a pre-trained CLIP
 
 
@@ -99,7 +100,8 @@ class Trainer:
             self.model, self.optimizer = self.engine.model, self.engine.optimizer
         self.average = MovingAverage(self.reader, run.train.average)
         self.state = TrainState()
-        self._saved = time.monotonic()
+        self._saved, self._save_seconds = time.monotonic(), 0.0
+        self._paced = run.checkpoint.every is None  # by what saving costs
         self._alarmed, self._loss_before = False, math.inf
 
     def _inputs(self) -> Inputs:
@@ -180,9 +182,13 @@ class Trainer:
 
     @property
     def _overdue(self) -> bool:
-        """Whether the last save is `checkpoint.minutes` ago, by this process's clock."""
-        minutes = self.run.checkpoint.minutes
-        return minutes is not None and time.monotonic() - self._saved >= 60 * minutes
+        """Whether to save after this step, by this process's clock: the last save is `checkpoint.minutes` ago, or,
+        where no interval was asked for, far enough back for saving to take little of the time."""
+        checkpoint, waited = self.run.checkpoint, time.monotonic() - self._saved
+        if checkpoint.minutes is not None and waited >= 60 * checkpoint.minutes:
+            return True
+        expected = self._paced and due(self.state.step + 1, checkpoint.every or self.steps, last=self.steps)
+        return expected and waited * SAVING >= self._save_seconds
 
     def _usable(self, step: int, verdict: Verdict) -> bool:
         """Whether the gradients may change the weights. UserError, on every process, where the run stops at ones that
@@ -234,7 +240,8 @@ class Trainer:
             if due(self.state.step, run.validation.every or last, last=last):
                 self.validate()
                 log.restart()
-            if verdict.save or verdict.stop or due(self.state.step, run.checkpoint.every or last, last=last):
+            every = last if self._paced else run.checkpoint.every or last
+            if verdict.save or verdict.stop or due(self.state.step, every, last=last):
                 self.save()
                 log.restart()
             if verdict.stop and self.state.step < last:
@@ -313,6 +320,7 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of the present step: what is trained, and how far it is."""
         self.progress.beat(self.state.step)
+        began = time.monotonic()
         with self.goodput.spend("checkpoint"):
             main = self.accelerator.is_main_process
             checkpoint = Checkpoint(
@@ -327,6 +335,7 @@ class Trainer:
                 save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.run.checkpoint.keep)
             self.accelerator.wait_for_everyone()
         self._saved = time.monotonic()
+        self._save_seconds = self._saved - began
         if self.accelerator.is_main_process:
             self.goodput.store()
 

@@ -1,0 +1,170 @@
+"""What the trainer costs beside the training: `python -m benchmarks.trainer [--rounds 7] [--out FILE]`.
+
+Steps of the whole trainer (reading ahead, augmenting, agreeing, log, MLflow, heart-beat, signals) against a bare loop
+of forward, backward, clipping and AdamW over the same batches, already augmented; the starter at batch 64, interleaved,
+with a control of bare against bare. And the seconds of writing and of resuming from a checkpoint, for the starter and
+for a model of the size of CLIP ViT-B/32, and the share of the time that checkpoints take in a run with the default
+interval.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.measuring import environment, interleaved, ratio, wall_seconds, write_result
+from benchmarks.probe import B32, shards_of
+from benchmarks.quality.catalogs import GARMENTS_SCHEMA
+
+from facetclip.batches import augment
+from facetclip.config import RunConfig, validated
+from facetclip.interruption import listening
+from facetclip.launch import make_accelerator
+from facetclip.losses import attribute_losses
+from facetclip.model import load_model, save_model
+from facetclip.optimizers import build_optimizer
+from facetclip.progress import watched
+from facetclip.schema import read_schema
+from facetclip.scratch import new_model
+from facetclip.tracking import Tracker
+from facetclip.trainer import Trainer
+
+BATCH = 64
+STEPS = 20  # a measurement
+
+
+class Portioned(Trainer):
+    """A trainer whose loop stops after so many steps, and goes on when it is called again."""
+
+    limit = 0
+
+    @property
+    def patience_is_over(self) -> bool:
+        return self.state.step >= self.limit
+
+    def go_on(self, steps: int) -> None:
+        self.limit = self.state.step + steps
+        with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
+            self._loop()
+
+
+def trainer_of(folder: Path, shards: Path, start: str, **train: Any) -> Portioned:
+    sections: dict[str, Any] = {
+        "data": {"shards": str(shards)},
+        "model": {"start": start},
+        "train": {"batch": BATCH} | train,
+        "output": {"folder": str(folder / f"run-{Path(start).name}-{len(train)}")},
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = Portioned(validated(RunConfig, sections, "benchmark"), make_accelerator())
+    trainer.quiet = True
+    return trainer
+
+
+class Bare:
+    """The loop of a tutorial: it has its batches in memory and does nothing else."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        run = trainer.run
+        self.reader = load_model(str(run.model.start), trainer.index.schema, fit=run.model.fit).train()
+        self.optimizer = build_optimizer(self.reader, run.optimizer)
+        self.portions = [trainer.feed.portion(trainer.inputs, planned) for planned in trainer.feed.planned(0, STEPS)]
+        self.batches = [
+            augment(portion.batch.inputs, torch.from_numpy(portion.draws), run.augment) for portion in self.portions
+        ]
+        self.clip = run.optimizer.clip_norm
+        self.loss_of = trainer.feed.objective_at(0)
+
+    def go_on(self) -> None:
+        for portion, inputs in zip(self.portions, self.batches, strict=True):
+            logits = self.reader(inputs).logits
+            loss = attribute_losses(logits, portion.batch.labels, self.loss_of).sum() / portion.count
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.reader.parameters(), self.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def overhead(folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of so many steps, and what the trainer's take beyond the bare ones."""
+    shards = shards_of(folder, 1400)
+    never = {"steps": 100_000}
+    trainer = trainer_of(folder, shards, "starter", **never)
+    trainer.tracker = Tracker.start(folder / "tracked", experiment="benchmark", run_name="one", params={}, tags={})
+    bare = Bare(trainer)
+    taken = interleaved(
+        {
+            "bare": lambda: wall_seconds(bare.go_on),
+            "trainer": lambda: wall_seconds(partial(trainer.go_on, STEPS)),
+            "control": lambda: wall_seconds(bare.go_on),
+        },
+        rounds,
+    )
+    trainer.tracker.finish("FINISHED")
+    return {
+        "batch": BATCH,
+        "steps": STEPS,
+        "seconds": {name: [round(each, 4) for each in values] for name, values in taken.items()},
+        "trainer / bare": ratio(taken["trainer"], taken["bare"]),
+        "control": ratio(taken["control"], taken["bare"]),
+    }
+
+
+def checkpoints(folder: Path, start: str, rounds: int, **train: Any) -> dict[str, Any]:
+    """What a save and a resume take."""
+    trainer = trainer_of(folder, shards_of(folder, 1400), start, **train)
+    step = wall_seconds(partial(trainer.go_on, 1))
+    step = wall_seconds(partial(trainer.go_on, 1))
+    saves = [wall_seconds(trainer.save) for _ in range(rounds)]
+    resumes = [wall_seconds(trainer.resume) for _ in range(rounds)]
+    newest = max((trainer.folder / "checkpoints").glob("step-*"))
+    return {
+        "megabytes": round(sum(path.stat().st_size for path in newest.iterdir()) / 1e6, 1),
+        "save seconds": [round(each, 3) for each in saves],
+        "resume seconds": [round(each, 3) for each in resumes],
+        "step seconds": round(step, 3),
+        "batch": trainer.run.train.batch,
+    }
+
+
+def share_of_checkpoints(folder: Path) -> dict[str, float]:
+    """Where the time of a whole run with the default interval goes."""
+    trainer = trainer_of(folder, shards_of(folder, 1400), "starter", seed=1, average=0.9)
+    trainer.go_on(trainer.steps)
+    seconds = {name: trainer.goodput.seconds[name] for name in ("productive", "stall", "validation", "checkpoint")}
+    return {
+        "steps": trainer.state.step,
+        "steps between validations": trainer.run.validation.every or 0,
+        "share of the time in checkpoints": round(seconds["checkpoint"] / sum(seconds.values()), 4),
+    } | {name: round(value, 2) for name, value in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "trainer.json")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        results: dict[str, Any] = {"overhead": overhead(folder, args.rounds)}
+        print("trainer / bare", results["overhead"]["trainer / bare"], "control", results["overhead"]["control"])
+        schema = read_schema(GARMENTS_SCHEMA)
+        large = save_model(new_model(B32, schema, ["a red top"], seed=0), folder / "b32")
+        results["checkpoints"] = {
+            "starter": checkpoints(folder, "starter", args.rounds),
+            "ViT-B/32": checkpoints(folder, str(large), 3, batch=16),
+            "starter, a whole run": share_of_checkpoints(folder),
+        }
+        print(results["checkpoints"])
+    write_result(args.out, {"environment": environment(("torch", "transformers", "numpy")), **results})
+
+
+if __name__ == "__main__":
+    main()
