@@ -240,8 +240,8 @@ class Validation(Strict):
 
 
 class Checkpoints(Strict):
-    """When the state is saved: every so many steps, and also when so many `minutes` have passed since the last save; and
-    how many saves are kept. Where no number of steps is given, at each validation, as long as saving takes no more than
+    """When the state is saved: every so many steps, and also when so many `minutes` have passed since the last save;
+    and how many saves are kept. Where no number of steps is given, at each validation, as long as saving takes no more than
     a fiftieth of the time."""
 
     every: Positive | None = None
