@@ -1,23 +1,26 @@
-"""What the trainer costs beside the training: `python -m benchmarks.trainer [--rounds 7] [--out FILE]`.
+"""What the trainer costs beside the training: `python -m benchmarks.trainer [--steps 210] [--out FILE]`.
 
 Steps of the whole trainer (reading ahead, augmenting, agreeing, log, MLflow, heart-beat, signals) against a bare loop
-of forward, backward, clipping and AdamW over the same batches, already augmented; the starter at batch 64, interleaved,
-with a control of bare against bare. And the seconds of writing and of resuming from a checkpoint, for the starter and
-for a model of the size of CLIP ViT-B/32, and the share of the time that checkpoints take in a run with the default
-interval.
+of forward, backward, clipping and AdamW over the same batches, already augmented: the starter at batch 64, on one
+thread, step by step in turn, with a control of bare against bare. And the seconds of writing and of resuming from a
+checkpoint, for the starter and for a model of the size of CLIP ViT-B/32, and the share of the time that checkpoints
+take in a run with the default interval.
 """
 
 import argparse
 import contextlib
 import io
 import os
+import statistics
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.measuring import environment, interleaved, ratio, wall_seconds, write_result
+from benchmarks.measuring import environment, wall_seconds, write_result
 from benchmarks.probe import B32, shards_of
 from benchmarks.quality.catalogs import GARMENTS_SCHEMA
 
@@ -39,12 +42,19 @@ STEPS = 20  # a measurement
 
 
 class Portioned(Trainer):
-    """A trainer whose loop stops after so many steps, and goes on when it is called again."""
+    """A trainer whose loop stops after so many steps, and goes on when it is called again.
+
+    Between two steps it calls `between`, whose time is not its own.
+    """
 
     limit = 0
+    between: Callable[[], object] = staticmethod(lambda: None)
 
     @property
     def patience_is_over(self) -> bool:
+        self.ended = time.perf_counter()
+        self.between()
+        self.begun = time.perf_counter()
         return self.state.step >= self.limit
 
     def go_on(self, steps: int) -> None:
@@ -80,39 +90,52 @@ class Bare:
         self.clip = run.optimizer.clip_norm
         self.loss_of = trainer.feed.objective_at(0)
 
-    def go_on(self) -> None:
-        for portion, inputs in zip(self.portions, self.batches, strict=True):
-            logits = self.reader(inputs).logits
-            loss = attribute_losses(logits, portion.batch.labels, self.loss_of).sum() / portion.count
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.reader.parameters(), self.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+    def step(self, number: int) -> None:
+        portion, inputs = self.portions[number % STEPS], self.batches[number % STEPS]
+        logits = self.reader(inputs).logits
+        loss = attribute_losses(logits, portion.batch.labels, self.loss_of).sum() / portion.count
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.reader.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def overhead(folder: Path, rounds: int) -> dict[str, Any]:
-    """Seconds of so many steps, and what the trainer's take beyond the bare ones."""
-    shards = shards_of(folder, 1400)
-    never = {"steps": 100_000}
-    trainer = trainer_of(folder, shards, "starter", **never)
+    """Seconds of a step, one of each kind after the other, and what the trainer's takes beyond the bare one."""
+    trainer = trainer_of(folder, shards_of(folder, 1400), "starter", steps=100_000)
     trainer.tracker = Tracker.start(folder / "tracked", experiment="benchmark", run_name="one", params={}, tags={})
+    trainer.go_on(STEPS)  # all photos are decoded
     bare = Bare(trainer)
-    taken = interleaved(
-        {
-            "bare": lambda: wall_seconds(bare.go_on),
-            "trainer": lambda: wall_seconds(partial(trainer.go_on, STEPS)),
-            "control": lambda: wall_seconds(bare.go_on),
-        },
-        rounds,
-    )
+    taken: dict[str, list[float]] = {"bare": [], "control": [], "trainer": []}
+
+    def between() -> None:
+        number = len(taken["bare"])
+        if number:
+            taken["trainer"].append(trainer.ended - trainer.begun)
+        for name in ("bare", "control") if number % 2 else ("control", "bare"):
+            taken[name].append(wall_seconds(partial(bare.step, number)))
+
+    trainer.between = between  # type: ignore[method-assign]
+    trainer.go_on(rounds)
     trainer.tracker.finish("FINISHED")
+    kept = {name: values[5 : 5 + rounds - 10] for name, values in taken.items()}
     return {
         "batch": BATCH,
-        "steps": STEPS,
-        "seconds": {name: [round(each, 4) for each in values] for name, values in taken.items()},
-        "trainer / bare": ratio(taken["trainer"], taken["bare"]),
-        "control": ratio(taken["control"], taken["bare"]),
+        "steps": len(kept["bare"]),
+        "seconds of a step": {name: spread(values) for name, values in kept.items()},
+        "trainer / bare": quartiles(kept["trainer"], kept["bare"]),
+        "control / bare": quartiles(kept["control"], kept["bare"]),
     }
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """The quartiles."""
+    return [round(each, 4) for each in statistics.quantiles(values, n=4)]
+
+
+def quartiles(some: Sequence[float], others: Sequence[float]) -> list[float]:
+    """The quartiles of their ratio, step by step."""
+    return spread([one / other for one, other in zip(some, others, strict=True)])
 
 
 def checkpoints(folder: Path, start: str, rounds: int, **train: Any) -> dict[str, Any]:
@@ -146,19 +169,19 @@ def share_of_checkpoints(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=210)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "trainer.json")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        results: dict[str, Any] = {"overhead": overhead(folder, args.rounds)}
-        print("trainer / bare", results["overhead"]["trainer / bare"], "control", results["overhead"]["control"])
+        results: dict[str, Any] = {"overhead": overhead(folder, args.steps)}
+        print(results["overhead"])
         schema = read_schema(GARMENTS_SCHEMA)
         large = save_model(new_model(B32, schema, ["a red top"], seed=0), folder / "b32")
         results["checkpoints"] = {
-            "starter": checkpoints(folder, "starter", args.rounds),
+            "starter": checkpoints(folder, "starter", 9),
             "ViT-B/32": checkpoints(folder, str(large), 3, batch=16),
             "starter, a whole run": share_of_checkpoints(folder),
         }
