@@ -241,7 +241,8 @@ class Validation(Strict):
 
 class Checkpoints(Strict):
     """When the state is saved, and how many saves are kept. `every`: so many steps (where not given, at each
-    validation, as long as saving takes no more than a fiftieth of the time); `minutes`: also when so many have passed."""
+    validation, as long as saving takes no more than a fiftieth of the time); `minutes`: also when so many have
+    passed."""
 
     every: Positive | None = None
     minutes: Annotated[float, Field(gt=0)] | None = None
