@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "facetclip"
 LAYERS = [
     {"demo"},
     {"cli"},
-    {"data_commands", "model_commands", "study_commands"},
+    {"data_commands", "model_commands", "study_commands", "review_commands"},
     {"studies"},
     {"runs"},
     {"promotion", "pyfunc_model"},
@@ -24,6 +24,8 @@ LAYERS = [
         "render",
         "doctor",
         "dist_doctor",
+        "review",
+        "corrections",
     },
     {"launch", "finishing", "features", "step_log"},
     {"zero"},
@@ -46,17 +48,17 @@ LAYERS = [
     },
     {"index", "images"},
     {"splits", "sampling", "metrics", "calibration", "learning_curve", "schedule", "presets", "alarms"},
-    {"catalog"},
+    {"catalog", "suggestions"},
     {"schema"},
     {"config"},
-    {"files", "faults"},
+    {"files", "faults", "page"},
     {"errors", "__init__"},
 ]
 OWNERS = {
     "mlflow": {"tracking", "registry", "pyfunc_model"},
     "webdataset": {"shards", "tars"},
     "datasets": {"catalog"},
-    "pyarrow": {"catalog", "splits", "shards", "tars", "index", "sources", "extract"},
+    "pyarrow": {"catalog", "corrections", "splits", "shards", "tars", "index", "sources", "extract"},
     "accelerate": {"trainer", "launch", "engine", "zero", "step_log", "validation", "features", "extract", "runs"},
     "deepspeed": {"zero"},
     "peft": {"tuning"},
@@ -64,7 +66,7 @@ OWNERS = {
     "tokenizers": {"scratch"},
     "PIL": {"images", "drawing", "vessels", "garments", "render"},
     "matplotlib": {"report", "study_pictures"},
-    "jinja2": {"report"},
+    "jinja2": {"page"},
     "rapidfuzz": {"infer"},
 }
 NEVER = {"pickle", "dill", "joblib", "torchvision", "marshal", "shelve"}

@@ -13,6 +13,7 @@ from small_shop import SCHEMA, make_labels, make_reader, make_shards, photo
 
 from facetclip import extract as extraction
 from facetclip import faults
+from facetclip.catalog import listed_text
 from facetclip.errors import UserError
 from facetclip.extract import FromCatalog, FromShards, extract
 from facetclip.index import ShardIndex
@@ -305,7 +306,7 @@ def make_catalog(folder: Path, items: int = 22, *, missing: tuple[int, ...] = ()
     labels = make_labels(items)
     rows = ["id,product,image,category,sleeve,colour"]
     for number in range(items):
-        cells = [extraction.listed_text(SCHEMA.attributes[name], labels[name])[number] for name in SCHEMA.names]
+        cells = [listed_text(SCHEMA.attributes[name], labels[name])[number] for name in SCHEMA.names]
         rows.append(",".join([f"item {number}", f"P{number // 2}", f"{number}.jpg", *(cell or "" for cell in cells)]))
     (folder / "catalog.csv").write_text("\n".join(rows) + "\n")
     (folder / "schema.toml").write_text(

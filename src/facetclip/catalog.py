@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from facetclip.config import closest
 from facetclip.errors import UserError
-from facetclip.schema import NOT_APPLICABLE, Schema
+from facetclip.schema import NOT_APPLICABLE, Attribute, Schema
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -115,7 +115,8 @@ def _read_parquet(path: Path) -> pa.Table:
     return table
 
 
-def _decode(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file in UTF-8 or UTF-16; UserError naming the line that is neither."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -135,7 +136,7 @@ def _decode(path: Path) -> str:
 
 def _read_separated(path: Path, separator: str) -> tuple[pa.Table, tuple[int, ...]]:
     csv.field_size_limit(LONGEST_CELL)
-    rows = _strict_rows(path.name, csv.reader(io.StringIO(_decode(path), newline=""), delimiter=separator, strict=True))
+    rows = _strict_rows(path.name, csv.reader(io.StringIO(text_of(path), newline=""), delimiter=separator, strict=True))
     first, header = next(rows, (1, []))
     if not header:
         raise UserError(f"{path.name}: the file is empty; expected column names in row 1")
@@ -186,7 +187,7 @@ def _check_names(where: str, names: list[str]) -> None:
 def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
     numbers: list[int] = []
     records: list[dict[str, object]] = []
-    for number, line in enumerate(_decode(path).split("\n"), start=1):  # splitlines would cut at U+2028 in a cell
+    for number, line in enumerate(text_of(path).split("\n"), start=1):  # splitlines would cut at U+2028 in a cell
         if line.strip():
             numbers.append(number)
             records.append(_json_record(f"{path.name}, row {number}", line))
@@ -330,3 +331,21 @@ def apply_rules(labels: dict[str, np.ndarray], schema: Schema) -> dict[str, np.n
             barred = told & ~np.isin(labels[other], allowed)
             ruled[name] = np.where(barred, attribute.not_applicable_label, ruled[name]).astype(labels[name].dtype)
     return ruled
+
+
+def listed_text(attribute: Attribute, labels: np.ndarray) -> list[str | None]:
+    """What a cell with each label lists, as the schema spells it; None where it says nothing (see `encode_labels`).
+
+    >>> colour = Attribute(column="colour", values=("red", "blue", "green"), separator="|")
+    >>> listed_text(colour, np.array([0b101, -1]))
+    ['red|green', None]
+    """
+    if not attribute.multi_valued:
+        return [attribute.values[label] if label >= 0 else None for label in labels.tolist()]
+    numbered = list(enumerate(attribute.values))
+    text = {
+        mask: str(attribute.separator).join(value for place, value in numbered if mask >> place & 1)
+        for mask in np.unique(labels).tolist()
+        if mask >= 0
+    }
+    return [text.get(label) for label in labels.tolist()]

@@ -22,6 +22,8 @@ VERBS = {
     "captions": ("study_commands", "which captions work best"),
     "evaluate": ("model_commands", "measure a model on a split, beside its zero-shot start"),
     "extract": ("model_commands", "read every attribute of every item"),
+    "review": ("review_commands", "suggestions as a page on which a person decides"),
+    "apply": ("review_commands", "write the catalog with what was decided"),
     "promote": ("model_commands", "make the challenger the champion if it is better"),
     "sync": ("model_commands", "send what MLflow missed while it was away"),
     "demo": ("demo", "the whole system on a rendered catalog"),

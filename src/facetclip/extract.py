@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from facetclip import faults
-from facetclip.catalog import Catalog
+from facetclip.catalog import Catalog, listed_text
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import BadImage, verdict
@@ -204,24 +204,6 @@ def _answers(attribute: Attribute, probabilities: np.ndarray, excluded: np.ndarr
     ends = pa.array(np.arange(items + 1, dtype=np.int32) * values)
     every = pa.ListArray.from_arrays(ends, pa.array(probabilities.ravel()))
     return [pa.array(attribute.values).take(best), highest, pa.array(excluded), every]
-
-
-def listed_text(attribute: Attribute, labels: np.ndarray) -> list[str | None]:
-    """What the catalog lists for each label, as the schema spells it; None where it says nothing.
-
-    >>> colour = Attribute(column="colour", values=("red", "blue", "green"), separator="|")
-    >>> listed_text(colour, np.array([0b101, -1]))
-    ['red|green', None]
-    """
-    if not attribute.multi_valued:
-        return [attribute.values[label] if label >= 0 else None for label in labels.tolist()]
-    numbered = list(enumerate(attribute.values))
-    text = {
-        mask: str(attribute.separator).join(value for place, value in numbered if mask >> place & 1)
-        for mask in np.unique(labels).tolist()
-        if mask >= 0
-    }
-    return [text.get(label) for label in labels.tolist()]
 
 
 def _refuse_others(job: _Job) -> None:

@@ -25,6 +25,7 @@ MOST_ASPECT = 20  # longer edge / shorter edge
 SPARES = ((4, 3.0), (2, 1.5))  # a JPEG decoded at 1/4 or 1/2 keeps this many times the target: PSNR stays over 35 dB
 LONGEST = 4  # `shrink` keeps the longer edge within this many times the asked size
 QUALITY = 92
+THUMBNAIL_QUALITY = 80
 CODES = {
     "empty": "the file has 0 bytes",
     "not_an_image": "the bytes are not an image",
@@ -155,6 +156,15 @@ def shrink(data: bytes, size: int) -> bytes:
         return data
     width, height = reversed(shape) if turn in _SIDEWAYS else shape
     return encode_jpeg(_resized(_rgb(image), (width, height)))
+
+
+def thumbnail(data: bytes, longest: int) -> bytes:
+    """The image with its longer edge at most `longest` pixels, as a small JPEG for a page."""
+    image = read_rgb(data, at_least=longest)
+    image.thumbnail((longest, longest))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=THUMBNAIL_QUALITY)
+    return out.getvalue()
 
 
 def encode_jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:

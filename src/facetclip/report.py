@@ -4,7 +4,6 @@ import io
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter
 from facetclip.calibration import ReliabilityBin
 from facetclip.files import write_whole
 from facetclip.metrics import AttributeMetrics
+from facetclip.page import render
 
 MOST_DRAWN = 30  # values of one attribute in its confusion matrix; rarer ones share one row
 LONGEST_NAME = 24  # characters of a value's name in a picture
@@ -328,15 +328,11 @@ def _png(figure: Any) -> bytes:
 
 def render_page(report: EvalReport) -> str:
     """The report as one HTML page that needs nothing beside it; every text in it is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = resources.files("facetclip").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     matrices = {name: _matrix(measured) for name, measured in report.model.attributes.items()}
     beside = {name: _beside(report, name) for name in report.model.attributes}
     dots = {name: reliability_dots(measured) for name, measured in report.model.attributes.items()}
     words = {name: answers(measured) for name, measured in report.model.attributes.items()}
-    return page.from_string(template).render(report=report, beside=beside, matrices=matrices, dots=dots, words=words)
+    return render("report.html.jinja", report=report, beside=beside, matrices=matrices, dots=dots, words=words)
 
 
 def _matrix(measured: AttributeMetrics) -> dict[str, Any]:

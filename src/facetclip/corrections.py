@@ -1,0 +1,177 @@
+"""`facetclip apply`: what a person decided on the review page goes into the catalog, with a log of every change.
+
+The catalog's own file is never touched: a corrected copy is written beside a log. Everything that is not corrected
+stays as it is, cell for cell. A cell that says something else by now than when it was judged is left alone.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, encode_labels, listed_text, read_catalog, text_of
+from facetclip.config import closest
+from facetclip.errors import UserError
+from facetclip.files import write_whole
+from facetclip.schema import Attribute, Schema
+from facetclip.suggestions import Correction, inert, read_corrections
+
+Changes = dict[tuple[int, str], str]  # (place of the record, column) -> what the cell shall say
+
+
+@dataclass(frozen=True)
+class Applied:
+    """How many cells were changed, were confirmed as they are, and are left alone since they say something else now."""
+
+    changed: int
+    confirmed: int
+    stale: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One line of the change log."""
+
+    row: int
+    item_id: str
+    column: str
+    before: str
+    after: str
+    what: str
+
+
+def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path, log: Path) -> Applied:
+    """Write the catalog in the file `source` to `out` with the accepted values of `corrections`, and every change to
+    `log` (CSV).
+
+    UserError where a correction names an item, attribute or value that the catalog or its schema does not have, where
+    two contradict each other, where `out` is of another kind of file or is the catalog itself.
+    """
+    if out.suffix.lower() != source.suffix.lower():
+        raise UserError(f"{out}: expected a {source.suffix} file, as the catalog {source.name} is")
+    for path in (out, log):
+        if path.exists():
+            raise UserError(f"{path} is there already; name another file")
+    if not source.is_file():
+        raise UserError(f"{source}: corrections go into a catalog file; found none there")
+    catalog = read_catalog(str(source))
+    catalog.require_columns(schema)
+    changes, entries, confirmed = _decided(corrections, catalog, schema)
+    _rewrite(source, out, catalog, changes)
+    write_whole(log, _log_of(entries))
+    return Applied(len(changes), confirmed, len(entries) - len(changes))
+
+
+def _decided(path: Path, catalog: Catalog, schema: Schema) -> tuple[Changes, list[_Entry], int]:
+    """What is to be changed, the change log, and how many cells are confirmed as they are."""
+    place_of = {item: place for place, item in enumerate(catalog.column(schema.columns.item))}
+    labels = encode_labels(catalog, schema)
+    columns = {attribute.column: catalog.column(attribute.column) for attribute in schema.attributes.values()}
+    changes: Changes = {}
+    entries: list[_Entry] = []
+    confirmed = 0
+    for answer, number in _once(path):
+        attribute = _checked(answer, f"{path.name}, row {number}", place_of, schema)
+        if answer.value == answer.listed:
+            confirmed += answer.verdict != "unclear"
+            continue
+        place = place_of[answer.item_id]
+        before = columns[attribute.column][place] or ""
+        label = labels[answer.attribute][place : place + 1]
+        now = listed_text(attribute, label)[0] or ""  # a cell that nothing explains says nothing, as in the shards
+        what = "changed" if now == answer.listed else f"left alone: was judged as {answer.listed!r}"
+        row = catalog.row_number(place)
+        entries.append(_Entry(row, answer.item_id, attribute.column, before, answer.value, what))
+        if what == "changed":
+            changes[place, attribute.column] = answer.value
+    return changes, entries, confirmed
+
+
+def _once(path: Path) -> Iterator[tuple[Correction, int]]:
+    """Every answer with its row; one that is there twice comes once, and two that contradict each other are refused."""
+    seen: dict[tuple[str, str], tuple[Correction, int]] = {}
+    for answer, number in zip(*read_corrections(path), strict=True):
+        earlier, row = seen.setdefault((answer.item_id, answer.attribute), (answer, number))
+        if earlier != answer:
+            raise UserError(
+                f"{path.name}, row {number}: {answer.attribute} of item {answer.item_id!r} is decided otherwise in "
+                f"row {row}"
+            )
+        if row == number:
+            yield answer, number
+
+
+def _checked(answer: Correction, where: str, place_of: Mapping[str | None, int], schema: Schema) -> Attribute:
+    """The attribute of an answer that fits the catalog and its schema."""
+    if answer.item_id not in place_of:
+        raise UserError(f"{where}: the catalog has no item {answer.item_id!r}")
+    if answer.attribute not in schema.attributes:
+        names = schema.names
+        raise UserError(f"{where}: no attribute {answer.attribute!r}{closest(answer.attribute, names)}")
+    attribute = schema.attributes[answer.attribute]
+    named = answer.value.split(attribute.separator) if attribute.separator else [answer.value]
+    for value in named:
+        if value and value not in attribute.values:
+            known = ", ".join(attribute.values)
+            raise UserError(f"{where}: {value!r} is no value of {answer.attribute}; expected one of {known}")
+    return attribute
+
+
+def _rewrite(source: Path, out: Path, catalog: Catalog, changes: Changes) -> None:
+    kind = source.suffix.lower()
+    if kind in SEPARATORS:
+        write_whole(out, _separated(source, SEPARATORS[kind], catalog, changes))
+    elif kind in JSON_LINES:
+        write_whole(out, _json_lines(source, catalog, changes))
+    else:
+        write_whole(out, _parquet(source, changes))
+
+
+def _separated(source: Path, separator: str, catalog: Catalog, changes: Changes) -> bytes:
+    """All records, blank ones too; a person's row numbers stay what they were."""
+    records = list(csv.reader(io.StringIO(text_of(source), newline=""), delimiter=separator, strict=True))
+    header = next(record for record in records if any(cell.strip() for cell in record))
+    column_of = {name.strip(): place for place, name in enumerate(header)}
+    for (place, column), value in changes.items():
+        records[catalog.row_number(place) - 1][column_of[column]] = value
+    out = io.StringIO()
+    csv.writer(out, delimiter=separator, lineterminator="\n").writerows(records)
+    return out.getvalue().encode("utf-8")
+
+
+def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:
+    """Lines that nothing changes in stay byte for byte."""
+    lines = text_of(source).split("\n")
+    for (place, column), value in changes.items():
+        number = catalog.row_number(place) - 1
+        record = json.loads(lines[number]) | {column: value or None}
+        lines[number] = json.dumps(record, ensure_ascii=False)
+    return "\n".join(lines).encode("utf-8")
+
+
+def _parquet(source: Path, changes: Changes) -> bytes:
+    table = pq.read_table(source)
+    for column in {column for _, column in changes}:
+        cells = table.column(column).cast(pa.string()).to_pylist()
+        for (place, name), value in changes.items():
+            if name == column:
+                cells[place] = value or None
+        table = table.set_column(table.column_names.index(column), column, pa.array(cells, pa.string()))
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+def _log_of(entries: list[_Entry]) -> bytes:
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["row", "item_id", "column", "before", "after", "what"])
+    for entry in entries:
+        cells = (entry.item_id, entry.column, entry.before, entry.after, entry.what)
+        table.writerow([entry.row, *map(inert, cells)])
+    return out.getvalue().encode("utf-8")

@@ -1,0 +1,139 @@
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_shop import SCHEMA
+
+from facetclip.catalog import encode_labels, read_catalog
+from facetclip.corrections import Applied, apply_corrections
+from facetclip.errors import UserError
+
+HEADER = "item_id,attribute,listed,suggested,verdict,value\n"
+CATALOG = (
+    "id,product,image,category,sleeve,colour,note\n"
+    'a,P1,a.jpg,Shirt,LONG,red|blue,"two\nlines"\n'
+    "\n"
+    "b,P1,b.jpg,shirt,,red,=1+1\n"
+    "c,P2,c.jpg,pants,,Violet,\n"
+)
+
+
+def shop(folder: Path, text: str = CATALOG, name: str = "shop.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode())
+    return path
+
+
+def answers(folder: Path, *lines: str) -> Path:
+    path = folder / "corrections.csv"
+    path.write_text(HEADER + "".join(line + "\n" for line in lines))
+    return path
+
+
+def apply(folder: Path, source: Path, *lines: str) -> Applied:
+    out = folder / f"fixed{source.suffix}"
+    return apply_corrections(answers(folder, *lines), source, SCHEMA, out, folder / "changes.csv")
+
+
+def test_accepted_values_go_in_and_everything_else_stays_cell_for_cell(tmp_path):
+    source = shop(tmp_path)
+    done = apply(
+        tmp_path,
+        source,
+        "a,sleeve,long,short,accept,short",
+        "b,sleeve,,none,other,long",
+        "b,colour,red,blue,reject,red",
+        "a,colour,red|blue,red,unclear,red|blue",
+    )
+    assert done == Applied(changed=2, confirmed=1, stale=0)
+    expected = CATALOG.replace("LONG", "short").replace("shirt,,red", "shirt,long,red").replace("\n\n", "\n\n")
+    assert (tmp_path / "fixed.csv").read_text() == expected
+    assert source.read_text() == CATALOG
+
+
+def test_every_change_is_logged_by_the_row_that_a_person_sees(tmp_path):
+    apply(tmp_path, shop(tmp_path), "a,sleeve,long,short,accept,short", "b,sleeve,,none,accept,none")
+    assert list(csv.reader((tmp_path / "changes.csv").read_text().splitlines())) == [
+        ["row", "item_id", "column", "before", "after", "what"],
+        ["2", "a", "sleeve", "LONG", "short", "changed"],
+        ["4", "b", "sleeve", "", "none", "changed"],
+    ]
+
+
+def test_a_cell_that_says_something_else_by_now_is_left_alone_and_told(tmp_path):
+    done = apply(tmp_path, shop(tmp_path), "a,sleeve,short,none,accept,none")
+    assert done == Applied(changed=0, confirmed=0, stale=1)
+    assert (tmp_path / "fixed.csv").read_text() == CATALOG
+    assert "left alone: was judged as 'short'" in (tmp_path / "changes.csv").read_text()
+
+
+def test_a_cell_that_the_schema_does_not_explain_counts_as_silent_as_in_the_shards(tmp_path):
+    assert apply(tmp_path, shop(tmp_path), "c,colour,,blue,accept,blue").changed == 1
+    assert "Violet,blue,changed" in (tmp_path / "changes.csv").read_text()
+
+
+def test_an_answer_may_stand_there_twice_but_not_contradict_itself(tmp_path):
+    line = "a,sleeve,long,short,accept,short"
+    assert apply(tmp_path, shop(tmp_path), line, line).changed == 1
+    for left in ("fixed.csv", "changes.csv"):
+        (tmp_path / left).unlink()
+    with pytest.raises(UserError, match="row 3: sleeve of item 'a' is decided otherwise in row 2"):
+        apply(tmp_path, shop(tmp_path), line, "a,sleeve,long,short,reject,long")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("z,sleeve,long,short,accept,short", "row 2: the catalog has no item 'z'"),
+        ("a,sleve,long,short,accept,short", "no attribute 'sleve'; did you mean 'sleeve'"),
+        ("a,sleeve,long,short,accept,tiny", "'tiny' is no value of sleeve; expected one of long, short, none"),
+        ("a,colour,red,red|pink,accept,red|pink", "'pink' is no value of colour"),
+    ],
+)
+def test_what_the_catalog_or_its_schema_does_not_have_is_refused_and_nothing_is_written(tmp_path, line, message):
+    with pytest.raises(UserError, match=message):
+        apply(tmp_path, shop(tmp_path), line)
+    assert not (tmp_path / "fixed.csv").exists()
+    assert not (tmp_path / "changes.csv").exists()
+
+
+def test_the_catalog_itself_is_never_overwritten(tmp_path):
+    source = shop(tmp_path)
+    line = answers(tmp_path, "a,sleeve,long,short,accept,short")
+    with pytest.raises(UserError, match="is there already"):
+        apply_corrections(line, source, SCHEMA, source, tmp_path / "changes.csv")
+    with pytest.raises(UserError, match=r"expected a \.csv file"):
+        apply_corrections(line, source, SCHEMA, tmp_path / "x.parquet", tmp_path / "changes.csv")
+
+
+def test_tabs_json_lines_and_parquet_keep_their_kind(tmp_path):
+    line = "a,sleeve,long,short,accept,short"
+    tabs = shop(tmp_path, "id\tproduct\timage\tcategory\tsleeve\tcolour\na\tP\ta.jpg\tshirt\tlong\tred\n", "s.tsv")
+    apply(tmp_path, tabs, line)
+    assert (tmp_path / "fixed.tsv").read_text() == tabs.read_text().replace("long", "short")
+    (tmp_path / "changes.csv").unlink()
+
+    row = '{"id": "a", "product": "P", "image": "i", "category": "shirt", "sleeve": "long", "colour": "red", "n": 1.50}'
+    lines = shop(tmp_path, row.replace('"a"', '"b"', 1) + "\n\n" + row + "\n", "s.jsonl")
+    apply(tmp_path, lines, line)
+    first, blank, second, _ = (tmp_path / "fixed.jsonl").read_text().split("\n")
+    assert (first, blank) == (row.replace('"a"', '"b"', 1), "")
+    assert '"sleeve": "short"' in second
+    (tmp_path / "changes.csv").unlink()
+
+    cells = {"id": ["a"], "product": ["P"], "image": ["a.jpg"], "category": ["shirt"], "sleeve": ["long"]}
+    table = pa.table(cells | {"colour": ["red"], "price": [1.5]})
+    pq.write_table(table, tmp_path / "s.parquet")
+    apply(tmp_path, tmp_path / "s.parquet", line)
+    fixed = pq.read_table(tmp_path / "fixed.parquet")
+    assert fixed.column("price").to_pylist() == [1.5]
+    assert fixed.column("sleeve").to_pylist() == ["short"]
+
+
+def test_the_corrected_catalog_reads_as_it_was_decided(tmp_path):
+    apply(tmp_path, shop(tmp_path), "a,colour,red|blue,green,accept,green", "b,sleeve,,none,accept,none")
+    labels = encode_labels(read_catalog(str(tmp_path / "fixed.csv")), SCHEMA)
+    assert labels["colour"].tolist() == [0b010, 0b001, -3]
+    assert labels["sleeve"].tolist()[:2] == [0, 2]
