@@ -60,10 +60,10 @@ Arm = Callable[[Setting], Reading]
 
 def ours(mode: str, **changes: Mapping[str, Any]) -> Arm:
     """facetclip with a tuning mode; `changes`: keys of sections of the run file."""
-    return lambda setting: _trained(_run(setting, mode, changes), Trainer, setting)
+    return lambda setting: _trained(run_of(setting, mode, changes), Trainer, setting)
 
 
-def _run(setting: Setting, mode: str, changes: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+def run_of(setting: Setting, mode: str, changes: Mapping[str, Mapping[str, Any]]) -> RunConfig:
     out = setting.work / f"run-{os.getpid()}"
     shutil.rmtree(out, ignore_errors=True)
     steps = CACHED_STEPS.get(mode, setting.steps)
@@ -91,11 +91,16 @@ def _run(setting: Setting, mode: str, changes: Mapping[str, Mapping[str, Any]]) 
 
 
 def _trained(run: RunConfig, kind: type[Trainer], setting: Setting) -> Reading:
+    reader, logits = model_of(run, kind, setting)
+    return read(setting, logits, reader.calibration)
+
+
+def model_of(run: RunConfig, kind: type[Trainer], setting: Setting) -> tuple[AttributeReader, np.ndarray]:
+    """The model that a run ends with, and its logits of the test split [n, values of all attributes]."""
     with contextlib.redirect_stdout(io.StringIO()):
         fit(kind(run, make_accelerator()))
     reader = load_model(str(Path(run.output.folder) / "model"))
-    logits = logits_of(reader, photos_of(setting, reader, "test"), setting.material.index.rows("test")).numpy()
-    return _read(setting, logits, reader.calibration)
+    return reader, logits_of(reader, photos_of(setting, reader, "test"), setting.material.index.rows("test")).numpy()
 
 
 def photos_of(setting: Setting, reader: AttributeReader, *splits: str) -> PixelReader:
@@ -105,7 +110,7 @@ def photos_of(setting: Setting, reader: AttributeReader, *splits: str) -> PixelR
     return PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit, cached=cached)
 
 
-def _read(setting: Setting, logits: np.ndarray, calibration: Mapping[str, Calibration]) -> Reading:
+def read(setting: Setting, logits: np.ndarray, calibration: Mapping[str, Calibration]) -> Reading:
     attributes = setting.material.index.schema.attributes
     parts = spans([len(attribute.values) for attribute in attributes.values()])
     return {
@@ -119,10 +124,14 @@ def _questions(logits: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
 
     The logits start where a value in so many is there by the same shift as in the sigmoid form of the contrastive loss.
     """
-    values = logits.shape[1]
-    targets = functional.one_hot(labels.clamp(min=0), values).float() * (labels[:, None] >= 0)
-    shifted = logits - OPENNESS * scale.detach() - math.log(values - 1)
+    targets = functional.one_hot(labels.clamp(min=0), logits.shape[1]).float() * (labels[:, None] >= 0)
+    shifted = logits - shift_of_questions(logits.shape[1], scale.detach())
     return functional.binary_cross_entropy_with_logits(shifted, targets, reduction="none").sum(dim=1)
+
+
+def shift_of_questions(values: int, scale: Tensor) -> Tensor:
+    """What is taken off an attribute's logits to ask of each of its `values` whether it is there."""
+    return OPENNESS * scale + math.log(values - 1)
 
 
 class MissingIsNo(Trainer):
@@ -143,14 +152,14 @@ class MaskedQuestions(Trainer):
 
 def filled(kind: type[Trainer]) -> Arm:
     """`full` with the loss of `kind`; read by a softmax over each attribute's values, as ours."""
-    return lambda setting: _trained(_run(setting, "full", {"sampling": OURS["sampling"]}), kind, setting)
+    return lambda setting: _trained(run_of(setting, "full", {"sampling": OURS["sampling"]}), kind, setting)
 
 
 def captions_infonce(setting: Setting) -> Reading:
     """One caption a photo and open_clip's loss; calibrated as ours."""
     index = setting.material.index
     reader = load_model("starter", index.schema)
-    run = _run(setting, "full", {})
+    run = run_of(setting, "full", {})
     recipe = Recipe(
         steps=setting.steps,
         batch=setting.batch,
@@ -161,7 +170,7 @@ def captions_infonce(setting: Setting) -> Reading:
         every=max(1, setting.steps // VALIDATIONS),
     )
     logits, kept = infonce(reader, index, photos_of(setting, reader, *SPLITS), recipe, clip_loss(setting.open_clip))
-    return _read(setting, logits, kept.calibration)
+    return read(setting, logits, kept.calibration)
 
 
 def separate_probes(setting: Setting) -> Reading:
