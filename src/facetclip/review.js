@@ -109,7 +109,7 @@
     picture.src = data ? `data:image/jpeg;base64,${data}` : "";
     picture.alt = title || item;
     byId("title").textContent = title || item;
-    byId("ids").textContent = `item ${item}, product ${product}`;
+    byId("ids").textContent = title ? `item ${item}, product ${product}` : `product ${product}`;
     byId("attribute").textContent = cell.attribute;
     byId("reason").textContent = REASONS[cell.reason];
     side("listed", cell.listed, cell.before, "nothing");
