@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "facetclip"
 LAYERS = [
     {"demo"},
     {"cli"},
-    {"data_commands", "model_commands", "study_commands", "review_commands"},
+    {"data_commands", "model_commands", "study_commands", "review_commands", "audit_commands"},
     {"studies"},
     {"runs"},
     {"promotion", "pyfunc_model"},
@@ -26,6 +26,7 @@ LAYERS = [
         "dist_doctor",
         "review",
         "corrections",
+        "audit",
     },
     {"launch", "finishing", "features", "step_log"},
     {"zero"},
@@ -34,6 +35,7 @@ LAYERS = [
     {"scores", "sources", "validation", "batches", "model", "scratch", "tuning", "losses", "optimizers", "averaging"}
     | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures", "agreement", "goodput"}
     | {
+        "photo_flags",
         "spool",
         "tars",
         "workers",
@@ -47,7 +49,7 @@ LAYERS = [
         "drawing",
     },
     {"index", "images"},
-    {"splits", "sampling", "metrics", "calibration", "learning_curve", "schedule", "presets", "alarms"},
+    {"splits", "sampling", "metrics", "calibration", "probing", "learning_curve", "schedule", "presets", "alarms"},
     {"catalog", "suggestions"},
     {"schema"},
     {"config"},
@@ -59,7 +61,18 @@ OWNERS = {
     "webdataset": {"shards", "tars"},
     "datasets": {"catalog"},
     "pyarrow": {"catalog", "corrections", "splits", "shards", "tars", "index", "sources", "extract"},
-    "accelerate": {"trainer", "launch", "engine", "zero", "step_log", "validation", "features", "extract", "runs"},
+    "accelerate": {
+        "trainer",
+        "launch",
+        "engine",
+        "zero",
+        "step_log",
+        "validation",
+        "features",
+        "extract",
+        "runs",
+        "audit",
+    },
     "deepspeed": {"zero"},
     "peft": {"tuning"},
     "transformers": {"model", "scratch", "launch"},
@@ -68,6 +81,7 @@ OWNERS = {
     "matplotlib": {"report", "study_pictures"},
     "jinja2": {"page"},
     "rapidfuzz": {"infer"},
+    "sklearn": {"probing"},
 }
 NEVER = {"pickle", "dill", "joblib", "torchvision", "marshal", "shelve"}
 MODULES = sorted(SOURCE.glob("*.py"))

@@ -22,6 +22,7 @@ VERBS = {
     "captions": ("study_commands", "which captions work best"),
     "evaluate": ("model_commands", "measure a model on a split, beside its zero-shot start"),
     "extract": ("model_commands", "read every attribute of every item"),
+    "audit": ("audit_commands", "find the cells that the photos contradict"),
     "review": ("review_commands", "suggestions as a page on which a person decides"),
     "apply": ("review_commands", "write the catalog with what was decided"),
     "promote": ("model_commands", "make the challenger the champion if it is better"),

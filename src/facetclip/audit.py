@@ -1,0 +1,128 @@
+"""`facetclip audit`: the cells that the photos contradict, the most doubtful first, and how many are wrong in all.
+
+No model judges what it was trained on: see `facetclip.probing`. The photos' features come from a model that was not
+fine-tuned on this catalog. All processes of a launch compute features; the first one does the rest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from facetclip.batches import PixelReader
+from facetclip.catalog import listed_text
+from facetclip.errors import UserError
+from facetclip.features import feature_reader
+from facetclip.index import ShardIndex, open_index
+from facetclip.launch import make_accelerator
+from facetclip.metrics import listed_values
+from facetclip.model import AttributeReader, load_model
+from facetclip.photo_flags import PhotoFlag, flag_photos, write_flags
+from facetclip.probing import Doubt, alternatives, doubts, folds_of
+from facetclip.schema import Attribute
+from facetclip.suggestions import Suggestion, Suggestions, write_suggestions
+
+FOLDS = 5
+MOST = 5000  # suspects in the queue
+FLAGS = "photos.csv"
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit found: attribute -> cells that say something, and the share of them that is wrong by estimate."""
+
+    folder: Path
+    cells: Mapping[str, int]
+    wrong: Mapping[str, float]
+    suspects: int
+    flags: tuple[PhotoFlag, ...]
+
+
+def audit(
+    shards: Path, out: Path, *, model: str = "starter", folds: int = FOLDS, seed: int = 0, most: int = MOST
+) -> Audited | None:
+    """Write the queue of suspect cells of `shards` to the folder `out`, with the photos that look bad in `photos.csv`.
+
+    `model`: a folder, a hub id or `starter`, whose features the probes stand on. None on every process but the first.
+    UserError where `model` was fine-tuned on these very shards, or nothing can be learned from them.
+    """
+    index = open_index(shards)
+    accelerator = make_accelerator()
+    features = features_of(index, model, out, accelerator)
+    if not accelerator.is_main_process:
+        return None
+    schema = index.schema
+    found = doubts(features, index.labels, schema, folds_of(index.products, folds, seed=seed), seed=seed)
+    if not found:
+        raise UserError(f"{shards}: no attribute lists two values; there is nothing to audit")
+    ranked = _ranked(index, found)[:most]
+    cells = {name: int((index.labels[name] >= 0).sum()) for name in found}
+    wrong = {name: each.share for name, each in found.items()}
+    flags = tuple(flag_photos(index, features))
+    facts = {"model": model, "folds": folds, "cells": cells, "wrong": {k: round(v, 5) for k, v in wrong.items()}}
+    title = f"Cells of {shards.resolve().name} that the photos contradict"
+    queue = tuple(_suggestions(index, found, ranked))
+    write_flags(flags, out / FLAGS)
+    write_suggestions(Suggestions(title, str(shards), index.digest, schema, queue, facts), out)
+    return Audited(out, cells, wrong, len(queue), flags)
+
+
+def features_of(index: ShardIndex, model: str, out: Path, accelerator: Accelerator) -> np.ndarray:
+    """Unit features [n, d] of all photos by `model`, kept in `out`; UserError where it was tuned on these shards."""
+    reader: AttributeReader = load_model(model, index.schema)
+    if reader.card.data_digest == index.digest:
+        raise UserError(f"{model}: was fine-tuned on these very shards; name the model that it started from")
+    pixels = PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit)
+    rows = np.arange(len(index))
+    return feature_reader(reader, pixels, rows, out / "features", accelerator).features.numpy()
+
+
+def _ranked(index: ShardIndex, found: Mapping[str, Doubt]) -> list[tuple[str, int]]:
+    """(attribute, row) of every cell that the photo contradicts, by how probable it is that the cell is wrong."""
+    entries: list[tuple[float, str, int]] = []
+    for name, each in found.items():
+        attribute = index.schema.attributes[name]
+        listed = listed_values(attribute, index.labels[name])
+        shown, _, _ = alternatives(attribute, listed, each.read)
+        against = listed.any(axis=1) & (shown != listed).any(axis=1)
+        entries += [(float(each.wrong[row]), name, int(row)) for row in np.flatnonzero(against)]
+    return [(name, row) for _, name, row in sorted(entries, key=lambda entry: (-entry[0], entry[1], entry[2]))]
+
+
+def _suggestions(index: ShardIndex, found: Mapping[str, Doubt], ranked: list[tuple[str, int]]) -> list[Suggestion]:
+    texts = {name: _words(index.schema.attributes[name], index.labels[name], found[name]) for name in found}
+    return [
+        Suggestion(
+            item_id=index.item_id(row),
+            product_id=index.product_ids[row].as_py(),
+            attribute=name,
+            listed=texts[name][0][row] or "",
+            suggested=texts[name][1][row] or "",
+            probability=round(float(texts[name][2][row]), 4),
+            listed_probability=round(float(texts[name][3][row]), 4),
+            reason="disagrees",
+        )
+        for name, row in ranked
+    ]
+
+
+def _words(
+    attribute: Attribute, labels: np.ndarray, found: Doubt
+) -> tuple[list[str | None], list[str | None], np.ndarray, np.ndarray]:
+    """What each cell lists and what its photo shows, in words, and how probable both are."""
+    shown, sure, told = alternatives(attribute, listed_values(attribute, labels), found.read)
+    return listed_text(attribute, labels), listed_text(attribute, labels_of(attribute, shown)), sure, told
+
+
+def labels_of(attribute: Attribute, listed: np.ndarray) -> np.ndarray:
+    """The labels [n] that list `listed`, bool [n, values] with one in each row at least; `listed_values` undone.
+
+    >>> colour = Attribute(column="colour", values=("red", "blue", "green"), separator="|")
+    >>> labels_of(colour, np.array([[True, False, True]])).tolist()
+    [5]
+    """
+    if not attribute.multi_valued:
+        return listed.argmax(axis=1)
+    return (listed.astype(np.int64) << np.arange(listed.shape[1])).sum(axis=1)

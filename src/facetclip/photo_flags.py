@@ -1,0 +1,120 @@
+"""Photos that a person should look at whatever the table says: blank, blurred, the same for two products, or unlike the
+other photos of their own product."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from facetclip.files import write_whole
+from facetclip.images import BadImage, square_planes
+from facetclip.index import ShardIndex
+from facetclip.suggestions import inert
+
+SIDE = 128  # pixels at which photos are looked at
+FLAT = 4.0  # standard deviation of brightness, of 255, below which nothing is to be seen
+BLURRED = 12.0  # strongest hundredth of the brightness steps from pixel to pixel, below which there is no edge
+ODD = 6.0  # robust standard deviations below the usual likeness of a product's photos
+FEWEST_LIKENESSES = 30  # that say what is usual
+THREADS = 4
+PORTION = 1024
+
+
+@dataclass(frozen=True)
+class PhotoFlag:
+    """One photo and what is odd about it: `flag` is blank, blurred, shared or odd_one_out."""
+
+    item_id: str
+    product_id: str
+    flag: str
+    detail: str
+
+
+def flag_photos(index: ShardIndex, features: np.ndarray) -> Iterator[PhotoFlag]:
+    """The photos of `index` with something odd about them; `features` [n, d] of length 1, of the same rows."""
+    yield from _faint(index)
+    yield from _shared(index)
+    yield from _odd(index, features)
+
+
+def _flag(index: ShardIndex, row: int, flag: str, detail: str) -> PhotoFlag:
+    return PhotoFlag(index.item_id(row), index.product_ids[row].as_py(), flag, detail)
+
+
+def _faint(index: ShardIndex) -> Iterator[PhotoFlag]:
+    """Blank and blurred photos."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(index), PORTION):
+            rows = range(start, min(start + PORTION, len(index)))
+            for row, (spread, edge) in zip(rows, pool.map(lambda row: _looks(index, row), rows), strict=True):
+                if spread < FLAT:
+                    yield _flag(index, row, "blank", f"brightness varies by {spread:.1f} of 255")
+                elif edge < BLURRED:
+                    yield _flag(index, row, "blurred", f"the sharpest edges step by {edge:.1f} of 255")
+
+
+def _looks(index: ShardIndex, row: int) -> tuple[float, float]:
+    try:
+        return clarity(square_planes(index.read(row), SIDE, "pad"))
+    except BadImage:
+        return 0.0, 0.0
+
+
+def clarity(planes: np.ndarray) -> tuple[float, float]:
+    """How much the brightness of uint8 [3, side, side] varies, and how steep its sharpest edges are, of 255."""
+    grey = planes.mean(axis=0)
+    steps = np.concatenate([np.abs(np.diff(grey, axis=axis)).ravel() for axis in (0, 1)])
+    return float(grey.std()), float(np.quantile(steps, 0.99))
+
+
+def _shared(index: ShardIndex) -> Iterator[PhotoFlag]:
+    """The same bytes under two products."""
+    identity = (index.checksum.astype(np.int64) << 31) ^ index.length
+    order = np.lexsort((index.products, identity))
+    starts = np.flatnonzero(np.diff(identity[order], prepend=identity[order][:1] - 1))
+    for group in np.split(order, starts[1:]):
+        products = dict.fromkeys(index.product_ids[int(row)].as_py() for row in group) if len(group) > 1 else {}
+        if len(products) > 1:
+            for row in np.sort(group).tolist():
+                others = [name for name in products if name != index.product_ids[row].as_py()]
+                yield _flag(index, row, "shared", f"the same photo as of product {', '.join(others[:3])}")
+
+
+def _odd(index: ShardIndex, features: np.ndarray) -> Iterator[PhotoFlag]:
+    """Photos far less like the others of their product than photos of one product are elsewhere."""
+    order = np.argsort(index.products, kind="stable")
+    starts = np.flatnonzero(np.diff(index.products[order], prepend=-1))
+    rows: list[int] = []
+    likeness: list[float] = []
+    for group in np.split(order, starts[1:]):
+        if len(group) >= 3:
+            alike = features[group] @ features[group].T
+            np.fill_diagonal(alike, -1.0)
+            rows += group.tolist()
+            likeness += alike.max(axis=1).tolist()
+    if len(rows) < FEWEST_LIKENESSES:
+        return
+    values = np.array(likeness)
+    usual = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - usual)) + 1e-6
+    for place in np.flatnonzero(values < usual - ODD * spread).tolist():
+        yield _flag(
+            index,
+            rows[place],
+            "odd_one_out",
+            f"likeness to its product's nearest other photo {values[place]:.2f}, usually {usual:.2f}",
+        )
+
+
+def write_flags(flags: Iterable[PhotoFlag], path: Path) -> None:
+    """The flags as CSV."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["item_id", "product_id", "flag", "detail"])
+    for flag in flags:
+        table.writerow(list(map(inert, (flag.item_id, flag.product_id, flag.flag, flag.detail))))
+    write_whole(path, out.getvalue().encode("utf-8"))
