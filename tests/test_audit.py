@@ -89,7 +89,7 @@ def test_photos_shared_by_products_and_odd_ones_are_flagged(tmp_path):
     products = np.arange(150) // 3
     columns = {name: getattr(index, name).copy() for name in ("offset", "checksum", "length")}
     changed = open_index(tmp_path)
-    for name, column in columns.items():
+    for column in columns.values():
         column[149] = column[0]  # the first photo again
     for name, column in (columns | {"products": products}).items():
         object.__setattr__(changed, name, column)  # as if it had been read
