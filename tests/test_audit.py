@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 from small_shop import SCHEMA, make_labels, make_reader, make_shards
 
-from facetclip.audit import audit
+from facetclip.audit import AuditSpec, audit
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.images import encode_jpeg, square_planes
@@ -51,15 +51,42 @@ def test_a_model_tuned_on_these_very_shards_may_not_judge_them(tmp_path, index):
     reader = make_reader()
     save_model(reader, tmp_path / "tuned", card=replace(reader.card, start="starter", data_digest=index.digest))
     with pytest.raises(UserError, match="was fine-tuned on these very shards"):
-        audit(index.folder, tmp_path / "audit", model=str(tmp_path / "tuned"))
+        audit(index.folder, tmp_path / "audit", AuditSpec(str(tmp_path / "tuned")))
     assert not (tmp_path / "audit" / "about.json").exists()
+
+
+RUN = """
+[data]
+shards = "elsewhere"
+[model]
+start = "START"
+[train]
+steps = 2
+batch = 8
+[output]
+folder = "unused"
+"""
+
+
+def test_fine_tuned_judges_see_no_item_of_their_fold_and_go_on_where_they_stopped(tmp_path, index, model, capsys):
+    (tmp_path / "run.toml").write_text(RUN.replace("START", str(model)))
+    out = tmp_path / "audit"
+    words = ["audit", str(index.folder), "--run", str(tmp_path / "run.toml"), "--folds", "2", "--out", str(out)]
+    assert main([*words, "optimizer.lr=1e-3"]) == 0
+    first = read_suggestions(out)
+    assert "fine-tuned" in first.facts["judges"]
+    assert sorted(path.name for path in out.glob("fold-*/model")) == ["model", "model"]
+    (out / "about.json").unlink()
+    assert main([*words, "optimizer.lr=1e-3"]) == 0
+    assert read_suggestions(out) == first
+    assert "resumed from step 2" in capsys.readouterr().out
 
 
 def test_nothing_to_learn_from_is_said(tmp_path, model):
     silent = {name: np.full(8, -1) for name in SCHEMA.names}
     index = make_shards(tmp_path / "shards", items=8, labels=silent)
     with pytest.raises(UserError, match="no attribute lists two values"):
-        audit(index.folder, tmp_path / "audit", model=str(model), folds=2)
+        audit(index.folder, tmp_path / "audit", AuditSpec(str(model), folds=2))
 
 
 def drawn() -> Image.Image:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from facetclip.errors import UserError
 from facetclip.metrics import listed_values
-from facetclip.probing import alternatives, crossed_logits, doubts, folds_of
+from facetclip.probing import Doubt, alternatives, crossed_logits, doubts, folds_of, probed
 from facetclip.schema import Schema
 
 SCHEMA = Schema.model_validate(
@@ -39,9 +39,13 @@ def shop(items: int = 900, wrong: float = 0.05, seed: int = 0) -> tuple[np.ndarr
     return features, labels, truth, np.arange(items) // 2
 
 
+def judged(features: np.ndarray, labels: dict, products: np.ndarray) -> dict[str, Doubt]:
+    return doubts(probed(features, labels, SCHEMA, folds_of(products, 5, seed=0), seed=0), labels, SCHEMA)
+
+
 def test_what_is_planted_is_found_first_and_its_share_is_estimated():
     features, labels, truth, products = shop()
-    found = doubts(features, labels, SCHEMA, folds_of(products, 5, seed=0), seed=0)
+    found = judged(features, labels, products)
     assert set(found) == {"shape", "colour"}
     for name in found:
         known = labels[name] >= 0
@@ -54,7 +58,7 @@ def test_what_is_planted_is_found_first_and_its_share_is_estimated():
 
 def test_a_clean_table_is_hardly_doubted():
     features, labels, _, products = shop(wrong=0.0)
-    found = doubts(features, labels, SCHEMA, folds_of(products, 5, seed=0), seed=0)
+    found = judged(features, labels, products)
     assert found["shape"].share < 0.01
 
 

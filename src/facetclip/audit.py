@@ -1,7 +1,8 @@
 """`facetclip audit`: the cells that the photos contradict, the most doubtful first, and how many are wrong in all.
 
-No model judges what it was trained on: see `facetclip.probing`. The photos' features come from a model that was not
-fine-tuned on this catalog. All processes of a launch compute features; the first one does the rest.
+No model judges what it was trained on. Either linear probes, by turns over folds of products, on the features of a
+model that was not fine-tuned on this catalog (`facetclip.probing`): a minute; or models fine-tuned as a run file says,
+one a fold: as many trainings, and a sharper eye. All processes of a launch train and compute features.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,9 @@ import numpy as np
 from accelerate import Accelerator
 
 from facetclip.batches import PixelReader
+from facetclip.calibration import Calibration
 from facetclip.catalog import listed_text
+from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.index import ShardIndex, open_index
@@ -20,9 +23,13 @@ from facetclip.launch import make_accelerator
 from facetclip.metrics import listed_values
 from facetclip.model import AttributeReader, load_model
 from facetclip.photo_flags import PhotoFlag, flag_photos, write_flags
-from facetclip.probing import Doubt, alternatives, doubts, folds_of
-from facetclip.schema import Attribute
+from facetclip.probing import Doubt, alternatives, doubts, folds_of, probed
+from facetclip.runs import fit
+from facetclip.schema import Attribute, spans
+from facetclip.splits import SPLITS
 from facetclip.suggestions import Suggestion, Suggestions, write_suggestions
+from facetclip.trainer import Trainer
+from facetclip.validation import read_logits
 
 FOLDS = 5
 MOST = 5000  # suspects in the queue
@@ -40,33 +47,71 @@ class Audited:
     flags: tuple[PhotoFlag, ...]
 
 
-def audit(
-    shards: Path, out: Path, *, model: str = "starter", folds: int = FOLDS, seed: int = 0, most: int = MOST
-) -> Audited | None:
+@dataclass(frozen=True)
+class AuditSpec:
+    """How to judge. `model`: a folder, a hub id or `starter`, whose features probes stand on; `run`: fine-tune so in
+    place of probing; `most`: suspects in the queue."""
+
+    model: str = "starter"
+    run: RunConfig | None = None
+    folds: int = FOLDS
+    seed: int = 0
+    most: int = MOST
+
+
+def audit(shards: Path, out: Path, spec: AuditSpec) -> Audited | None:
     """Write the queue of suspect cells of `shards` to the folder `out`, with the photos that look bad in `photos.csv`.
 
-    `model`: a folder, a hub id or `starter`, whose features the probes stand on. None on every process but the first.
-    UserError where `model` was fine-tuned on these very shards, or nothing can be learned from them.
+    None on every process but the first. UserError where the model was fine-tuned on these very shards, or nothing can
+    be learned from them.
     """
     index = open_index(shards)
+    schema, labels = index.schema, index.labels
+    if not any(len(np.unique(column[column >= 0])) > 1 for column in labels.values()):
+        raise UserError(f"{shards}: no attribute lists two values; there is nothing to audit")
+    folds = folds_of(index.products, spec.folds, seed=spec.seed)
     accelerator = make_accelerator()
-    features = features_of(index, model, out, accelerator)
+    start = (spec.run and spec.run.model.start) or spec.model
+    features = features_of(index, start, out, accelerator)
+    logits = fine_tuned(index, folds, spec.run, out, accelerator) if spec.run else None
     if not accelerator.is_main_process:
         return None
-    schema = index.schema
-    found = doubts(features, index.labels, schema, folds_of(index.products, folds, seed=seed), seed=seed)
-    if not found:
-        raise UserError(f"{shards}: no attribute lists two values; there is nothing to audit")
-    ranked = _ranked(index, found)[:most]
-    cells = {name: int((index.labels[name] >= 0).sum()) for name in found}
+    found = doubts(logits or probed(features, labels, schema, folds, seed=spec.seed), labels, schema)
+    ranked = _ranked(index, found)[: spec.most]
+    cells = {name: int((labels[name] >= 0).sum()) for name in found}
     wrong = {name: each.share for name, each in found.items()}
     flags = tuple(flag_photos(index, features))
-    facts = {"model": model, "folds": folds, "cells": cells, "wrong": {k: round(v, 5) for k, v in wrong.items()}}
+    judges = f"{start}, fine-tuned" if spec.run else f"probes on {start}"
+    facts = {"judges": judges, "folds": spec.folds, "cells": cells, "wrong": {k: round(v, 5) for k, v in wrong.items()}}
     title = f"Cells of {shards.resolve().name} that the photos contradict"
     queue = tuple(_suggestions(index, found, ranked))
     write_flags(flags, out / FLAGS)
     write_suggestions(Suggestions(title, str(shards), index.digest, schema, queue, facts), out)
     return Audited(out, cells, wrong, len(queue), flags)
+
+
+def fine_tuned(
+    index: ShardIndex, folds: np.ndarray, run: RunConfig, out: Path, accelerator: Accelerator
+) -> dict[str, np.ndarray]:
+    """Attribute -> logits [n, values], each item read by a model that was trained on the other folds; a training that
+    is there already, whole or in part, goes on. Half the products of the next fold validate."""
+    whole = np.zeros((len(index), sum(len(attribute.values) for attribute in index.schema.attributes.values())))
+    parts = spans([len(attribute.values) for attribute in index.schema.attributes.values()])
+    count = int(folds.max()) + 1
+    for fold in range(count):
+        judges = (folds == (fold + 1) % count) & (index.products % 2 == 0)
+        splits = np.select([folds == fold, judges], [SPLITS.index("test"), SPLITS.index("validation")])
+        mine = run.model_copy(update={"output": run.output.model_copy(update={"folder": str(out / f"fold-{fold}")})})
+        trainer = Trainer(mine, accelerator, index.with_splits(splits))
+        fit(trainer)
+        accelerator.wait_for_everyone()
+        reader = load_model(str(out / f"fold-{fold}" / "model")).to(accelerator.device)
+        pixels = PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit)
+        rows = np.flatnonzero(folds == fold)
+        whole[rows] = read_logits(reader, pixels, rows, accelerator)
+        for part, name in zip(parts, index.schema.names, strict=True):
+            whole[rows, part] /= reader.calibration.get(name, Calibration()).temperature
+    return {name: whole[:, part] for part, name in zip(parts, index.schema.names, strict=True)}
 
 
 def features_of(index: ShardIndex, model: str, out: Path, accelerator: Accelerator) -> np.ndarray:

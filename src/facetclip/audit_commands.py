@@ -4,15 +4,18 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from facetclip.audit import FLAGS, FOLDS, MOST, audit
+from facetclip.audit import FLAGS, FOLDS, MOST, AuditSpec, audit
+from facetclip.config import read_run
 from facetclip.report import text_table
 
 
 def add_audit(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip audit`."""
     parser.add_argument("shards", type=Path, help="the shard folder of the catalog")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, replaces a setting of the run file")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the queue")
     parser.add_argument("--model", default="starter", help="whose features are judged by: a model not tuned on these")
+    parser.add_argument("--run", type=Path, help="a run file: fine-tune a model for each fold instead of probing")
     parser.add_argument("--folds", type=int, default=FOLDS, help="into which the products are dealt")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--most", type=int, default=MOST, help="suspects in the queue")
@@ -20,7 +23,8 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
 
 def run_audit(args: argparse.Namespace) -> int:
     """Write the queue of suspect cells."""
-    found = audit(args.shards, args.out, model=args.model, folds=args.folds, seed=args.seed, most=args.most)
+    run = read_run(args.run, args.overrides) if args.run else None
+    found = audit(args.shards, args.out, AuditSpec(args.model, run, args.folds, args.seed, args.most))
     if found is None:
         return 0
     rows = [

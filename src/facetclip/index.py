@@ -12,7 +12,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,13 @@ class ShardIndex:
                 f"{self.folder}: the shards hold no titles; name the title column in the schema's [columns]"
             )
         return self._text("title")
+
+    def with_splits(self, splits: np.ndarray) -> "ShardIndex":
+        """The same items under other splits, int8 [n]; an index of its own, with another digest, in this process."""
+        digest = hashlib.sha256(self.digest.encode() + splits.astype(np.int8).tobytes()).hexdigest()
+        other = replace(self, digest=digest)
+        other.__dict__["splits"] = splits.astype(np.int8)  # where the cached property keeps it
+        return other
 
     def item_id(self, row: int) -> str:
         """The catalog's id of one row."""

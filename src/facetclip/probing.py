@@ -46,19 +46,33 @@ def folds_of(products: np.ndarray, folds: int, *, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)[products] % folds
 
 
-def doubts(
+def probed(
     features: np.ndarray, labels: Mapping[str, np.ndarray], schema: Schema, folds: np.ndarray, *, seed: int
-) -> dict[str, Doubt]:
-    """Attribute -> `Doubt` of items with `features` [n, d] (of length 1) and `labels` [n] in `folds` [n].
+) -> dict[str, np.ndarray]:
+    """Attribute -> logits [n, values] of items with `features` [n, d] (of length 1) and `labels` [n], each by probes
+    that learned from the other `folds` [n]."""
+    return {
+        name: crossed_logits(
+            features,
+            listed_values(attribute, labels[name]),
+            folds,
+            multi_valued=attribute.multi_valued,
+            seed=seed,
+        )
+        for name, attribute in schema.attributes.items()
+    }
+
+
+def doubts(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], schema: Schema) -> dict[str, Doubt]:
+    """Attribute -> `Doubt`, from `logits` [n, values] by models that did not see the item, and `labels` [n].
 
     Attributes with fewer than two values listed are left out: nothing can be learned of them.
     """
     found = {}
     for name, attribute in schema.attributes.items():
         listed = listed_values(attribute, labels[name])
-        if (listed.any(axis=0)).sum() >= 2:
-            logits = crossed_logits(features, listed, folds, multi_valued=attribute.multi_valued, seed=seed)
-            found[name] = doubt(attribute, listed, logits)
+        if listed.any(axis=0).sum() >= 2:
+            found[name] = doubt(attribute, listed, logits[name])
     return found
 
 

@@ -68,18 +68,19 @@ class TrainResult:
 
 
 class Trainer:
-    """One run on one process of many. `tracker` and `quiet` may be set before training."""
+    """One run on one process of many. `index`: in place of that of `data.shards`; `tracker` and `quiet` may be set
+    before training."""
 
     tracker: Tracker | None = None
     quiet = False  # on the terminal
 
-    def __init__(self, run: RunConfig, accelerator: Accelerator) -> None:
+    def __init__(self, run: RunConfig, accelerator: Accelerator, index: ShardIndex | None = None) -> None:
         self.accelerator = accelerator
         self.folder = Path(run.output.folder)
         self.progress = Progress(self.folder, accelerator.process_index)
         self.goodput = Goodput(self.folder, self.progress.last.time)
         self.interruption = Interruption()
-        self.index = open_index(Path(run.data.shards))
+        self.index = index or open_index(Path(run.data.shards))
         check_run(run, self.index, accelerator.num_processes)
         check_engine(accelerator, run)
         torch.manual_seed(run.train.seed)
