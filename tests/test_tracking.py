@@ -359,8 +359,11 @@ def serve(folder: Path, port: int) -> subprocess.Popen:
         "--artifacts-destination",
         str(folder / "artifacts"),
     ]
+    uri = f"http://127.0.0.1:{port}"
+    while not unreachable(uri):  # the processes of one killed a moment ago still accept
+        time.sleep(0.05)
     server = subprocess.Popen([sys.executable, *words, *stores], start_new_session=True, env={**os.environ})
-    while unreachable(f"http://127.0.0.1:{port}"):
+    while unreachable(uri):
         assert server.poll() is None
         time.sleep(0.3)
     return server
