@@ -11,10 +11,11 @@ from small_shop import SCHEMA, make_labels, make_reader, make_shards
 from facetclip.audit import AuditSpec, audit
 from facetclip.cli import main
 from facetclip.errors import UserError
-from facetclip.images import encode_jpeg, square_planes
+from facetclip.images import encode_jpeg
 from facetclip.index import ShardIndex, open_index
 from facetclip.model import save_model
 from facetclip.photo_flags import BLURRED, FLAT, PhotoFlag, clarity, flag_photos, write_flags
+from facetclip.squares import square_planes
 from facetclip.suggestions import read_suggestions
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from facetclip.catalog import encode_labels, read_catalog
-from facetclip.images import square_planes
 from facetclip.model import STARTER, AttributeReader, load_model
 from facetclip.render import RenderSpec, render_catalog
+from facetclip.squares import square_planes
 
 SEED = 9_001  # the starter was trained on seed 0
 MOST_BYTES = 8_000_000

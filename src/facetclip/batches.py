@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from facetclip.config import Augmentation
 from facetclip.errors import UserError
-from facetclip.images import BadImage, Fit, square_planes
+from facetclip.images import BadImage, Fit
 from facetclip.index import ShardIndex
+from facetclip.squares import square_planes
 
 AHEAD = 2  # batches prepared while one is worked on
 CACHE_BYTES = 1 << 30

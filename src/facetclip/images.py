@@ -1,7 +1,8 @@
 """The one place where photos are opened: the same bytes get the same verdict in check, shard, train and serve.
 
 Only JPEG, PNG, WEBP, AVIF and the first frame of a GIF are decoded, after their header was found to be of sane size.
-Every refusal is a `BadImage` with a stable reason code (`CODES`).
+Every refusal is a `BadImage` with a stable reason code (`CODES`). JPEGs are decoded by libjpeg-turbo through simplejpeg
+and refused for whatever libjpeg warns of, which Pillow passes over; Pillow reads all headers and decodes the rest.
 """
 
 import io
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile
+
+from facetclip.colours import in_srgb
 
 Fit = Literal["pad", "crop"]
 
@@ -20,9 +24,11 @@ SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF": "
 MOST_PIXELS = 50_000_000
 MOST_WEBP_PIXELS = 30_000_000  # its decoder takes 16 bytes a pixel; so every verdict stays below 512 MB
 MOST_BYTES = 128 << 20
+MOST_SCANNED = 1_000_000_000  # pixels times scans of a progressive JPEG; a scan without content takes 0.6 ns a pixel
 FEWEST_PIXELS = 8  # of the shorter edge: less cannot show an attribute
 MOST_ASPECT = 20  # longer edge / shorter edge
 SPARES = ((4, 3.0), (2, 1.5))  # a JPEG decoded at 1/4 or 1/2 keeps this many times the target: PSNR stays over 35 dB
+GAP = 1.2  # `shrink` averages whole pixels as long as this many times the target is left: 40 dB, half the time
 LONGEST = 4  # `shrink` keeps the longer edge within this many times the asked size
 QUALITY = 92
 THUMBNAIL_QUALITY = 80
@@ -33,6 +39,7 @@ CODES = {
     "truncated": "the file is cut off",
     "corrupt": "the file is damaged",
     "too_many_pixels": f"more than {MOST_PIXELS:,} pixels",
+    "too_many_scans": f"more than {MOST_SCANNED:,} pixels in all scans of a progressive JPEG",
     "too_many_bytes": f"more than {MOST_BYTES:,} bytes",
     "too_small": f"the shorter edge has fewer than {FEWEST_PIXELS} pixels",
     "too_thin": f"one edge is more than {MOST_ASPECT} times the other",
@@ -44,6 +51,10 @@ CODES = {
 }
 _OTHER_FORMATS = (b"%!PS", b"%PDF", b"II*\x00", b"MM\x00*", b"BM", b"8BPS", b"\x00\x00\x01\x00", b"\x00\x00\x00\x0cjP")
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
+_JPEG = ("JPEG", "MPO")
+_START_OF_SCAN = b"\xff\xda"
+_CODED = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode of a JPEG -> the colours that simplejpeg gives
+_RAW = {"RGB": "RGB", "L": "L", "CMYK": "CMYK;I"}  # four inks are stored inverted, as Adobe does and all readers expect
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -109,7 +120,7 @@ def verdict(data: bytes, *, decode: bool = False) -> BadImage | None:
     try:
         image = _open(data)
         if decode:
-            _rgb(_loaded(image, scale=8))  # reads all of a JPEG, at an eighth of its size
+            _rgb(image, _decoded(data, image, scale=8), colours=False)  # all of a JPEG, at an eighth of its size
     except BadImage as bad:
         return bad
     return None
@@ -121,13 +132,16 @@ def suffix(data: bytes) -> str:
 
 
 def read_rgb(data: bytes, *, at_least: int | None = None) -> Image.Image:
-    """The upright image, in RGB over white; BadImage when it cannot be decoded whole.
+    """The upright image in sRGB over white; BadImage when it cannot be decoded whole.
 
     With `at_least`, the pixels that its shorter edge will be resized to, a large JPEG comes at 1/2 or 1/4 of its size,
-    which gives nearly the same result at half the time (SPARES; measured by benchmarks/sharding.py).
+    which gives nearly the same result at half the time (SPARES; measured by benchmarks/data/decoders.py).
     """
     image = _open(data)
-    return _rgb(_loaded(image, 1 if at_least is None else _scale(image, at_least)))
+    pixels = _decoded(data, image, 1 if at_least is None else _scale(image, at_least))
+    if at_least is not None and image.info.get("icc_profile"):
+        pixels = _halved(pixels, at_least)  # or the profile of a large image would take seconds
+    return _rgb(image, pixels)
 
 
 def shrunk(width: int, height: int, size: int) -> tuple[int, int]:
@@ -147,24 +161,25 @@ def shrunk(width: int, height: int, size: int) -> tuple[int, int]:
 def shrink(data: bytes, size: int) -> bytes:
     """The image with its shorter edge at `size` pixels (see `shrunk`), as JPEG; the same input gives the same bytes.
 
-    An upright RGB JPEG that is small enough already is kept byte for byte.
+    An upright RGB JPEG that is small enough already, and in sRGB, is kept byte for byte.
     """
+    return shrunk_image(data, size)[0]
+
+
+def shrunk_image(data: bytes, size: int) -> tuple[bytes, Image.Image]:
+    """What `shrink` gives, and the picture that it shows, for whoever looks at it without decoding it again."""
     image = _open(data)
     before, shape = image.size, shrunk(*image.size, size)
-    turn = _orientation(_loaded(image, _scale(image, min(shape))))
-    if shape == before and turn == 1 and image.format == "JPEG" and image.mode == "RGB":
-        return data
+    pixels = _decoded(data, image, _scale(image, min(shape)))
+    turn = _orientation(image)
+    if image.info.get("icc_profile"):
+        pixels = _halved(pixels, min(shape))
+    flat = _rgb(image, pixels)
+    if shape == before and turn == 1 and image.format == "JPEG" and image.mode == "RGB" and flat is pixels:
+        return data, flat
     width, height = reversed(shape) if turn in _SIDEWAYS else shape
-    return encode_jpeg(_resized(_rgb(image), (width, height)))
-
-
-def thumbnail(data: bytes, longest: int) -> bytes:
-    """The image with its longer edge at most `longest` pixels, as a small JPEG for a page."""
-    image = read_rgb(data, at_least=longest)
-    image.thumbnail((longest, longest))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=THUMBNAIL_QUALITY)
-    return out.getvalue()
+    small = _resized(flat, (width, height))
+    return encode_jpeg(small), small
 
 
 def encode_jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:
@@ -174,30 +189,16 @@ def encode_jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:
     return out.getvalue()
 
 
-def to_square(image: Image.Image, size: int, fit: Fit) -> np.ndarray:
-    """An RGB image as uint8 [size, size, 3]: `pad` shows all of it on white, `crop` its centre as CLIP does."""
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    if fit == "crop":
-        side = int(size * long / short)
-        shape = (size, side) if width <= height else (side, size)
-        left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
-        square = _resized(image, shape).crop((left, top, left + size, top + size))
-    else:
-        shape = (max(1, round(width * size / long)), max(1, round(height * size / long)))
-        square = Image.new("RGB", (size, size), "white")
-        square.paste(_resized(image, shape), ((size - shape[0]) // 2, (size - shape[1]) // 2))
-    return np.asarray(square)
-
-
 def _resized(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    """Antialiased bicubic; very large images are halved first, at over 49 dB and half the time."""
-    return image.resize(shape, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    """Antialiased bicubic, from the mean of whole pixels where there are many: over 40 dB, at half the time."""
+    return image.resize(shape, Image.Resampling.BICUBIC, reducing_gap=GAP)
 
 
-def square_planes(data: bytes, size: int, fit: Fit) -> np.ndarray:
-    """A photo's bytes as a model sees them, uint8 [3, size, size]; BadImage when they cannot be decoded."""
-    return to_square(read_rgb(data, at_least=size), size, fit).transpose(2, 0, 1)
+def _halved(pixels: Image.Image, at_least: int) -> Image.Image:
+    """The mean of whole pixels while GAP times the target is left: fewer pixels, whose colours are to be changed."""
+    factor = int(min(pixels.size) / (GAP * at_least))
+    plain = pixels.mode in ("RGB", "L", "CMYK") and not pixels.has_transparency_data
+    return pixels.reduce(factor) if plain and factor > 1 else pixels
 
 
 def _open(data: bytes) -> Image.Image:
@@ -220,6 +221,9 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage("too_small", f"{width} x {height} pixels; at least {FEWEST_PIXELS} each way are needed")
     if max(width, height) > MOST_ASPECT * min(width, height):
         raise BadImage("too_thin", f"{width} x {height} pixels; {CODES['too_thin']}")
+    if image.format in _JPEG and data.count(_START_OF_SCAN) * width * height > MOST_SCANNED:
+        scans = data.count(_START_OF_SCAN)
+        raise BadImage("too_many_scans", f"{width} x {height} pixels in {scans} scans; {CODES['too_many_scans']}")
     return image
 
 
@@ -241,18 +245,29 @@ def _scale(image: Image.Image, at_least: int) -> int:
     return next((scale for scale, spare in SPARES if min(image.size) >= scale * spare * at_least), 1)
 
 
-def _loaded(image: Image.Image, scale: int) -> Image.Image:
-    """The opened image decoded to its last byte, a JPEG at 1/scale of its size."""
+def _decoded(data: bytes, image: Image.Image, scale: int) -> Image.Image:
+    """The pixels of the opened image, decoded to its last byte; a JPEG at 1/scale of its size."""
     try:
-        if scale > 1:
-            image.draft("RGB", (image.width // scale, image.height // scale))
+        if image.format in _JPEG and image.mode in _CODED:
+            return _decoded_jpeg(data, image, scale)
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        said = str(error).lower()
+        cut = isinstance(error, EOFError) or "truncated" in said or "premature end of jpeg" in said
         raise BadImage("truncated" if cut else "corrupt", f"cannot be decoded: {error}") from error
     return image
+
+
+def _decoded_jpeg(data: bytes, image: Image.Image, scale: int) -> Image.Image:
+    """What libjpeg-turbo makes of a JPEG; ValueError where it has a word to say, be it only a warning."""
+    width, height = (-(-edge // scale) for edge in image.size)
+    found = simplejpeg.decode_jpeg(data, _CODED[image.mode], min_width=width, min_height=height, min_factor=1)
+    size = (found.shape[1], found.shape[0])
+    if size != (width, height):
+        raise ValueError(f"expected {width} x {height} pixels, found {size[0]} x {size[1]}")
+    return Image.frombuffer(image.mode, size, found, "raw", _RAW[image.mode], 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -266,11 +281,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """A loaded image upright, in RGB over white."""
+def _rgb(image: Image.Image, pixels: Image.Image, *, colours: bool = True) -> Image.Image:
+    """Pixels of an opened image upright, over white, and in RGB: in sRGB, unless without `colours`."""
     turn = _TURNS.get(_orientation(image))
+    profile = image.info.get("icc_profile") if colours else None
     try:
-        flat = _flattened(image)
+        flat = in_srgb(pixels, profile) if profile and pixels.mode in ("L", "CMYK") else None
+        if flat is None:
+            flat = _flattened(pixels)
+            flat = flat if not profile else in_srgb(flat, profile) or flat
     except (OSError, ValueError) as error:
         raise BadImage("corrupt", f"cannot be brought to RGB: {error}") from error
     return flat if turn is None else flat.transpose(turn)

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from facetclip.files import write_whole
-from facetclip.images import BadImage, square_planes
+from facetclip.images import BadImage
 from facetclip.index import ShardIndex
+from facetclip.squares import square_planes
 from facetclip.suggestions import inert
 
 SIDE = 128  # pixels at which photos are looked at

@@ -16,9 +16,10 @@ from torch import Tensor
 from facetclip.batches import ahead
 from facetclip.calibration import Calibration, probabilities
 from facetclip.errors import UserError
-from facetclip.images import BadImage, square_planes
+from facetclip.images import BadImage
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
 from facetclip.schema import Schema
+from facetclip.squares import square_planes
 
 BATCH = 64
 MOST_THREADS = 16

@@ -1,0 +1,38 @@
+"""Photos as a model sees them: squares of pixels, resized by torch.
+
+torch's antialiased bicubic gives what Pillow's does within a level or two, in a quarter of the time
+(benchmarks/data/decoders.py). It stands apart from `images`, so that `check` and `shard` start without torch.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from facetclip.images import Fit, read_rgb
+
+
+def square_planes(data: bytes, size: int, fit: Fit) -> np.ndarray:
+    """A photo's bytes as a model sees them, uint8 [3, size, size]; BadImage when they cannot be decoded."""
+    return to_square(np.asarray(read_rgb(data, at_least=size)), size, fit)
+
+
+def to_square(pixels: np.ndarray, size: int, fit: Fit) -> np.ndarray:
+    """uint8 [height, width, 3] as uint8 [3, size, size]: `pad` shows all on white, `crop` the centre as CLIP does."""
+    height, width = pixels.shape[:2]
+    short, long = min(width, height), max(width, height)
+    if fit == "crop":
+        side = int(size * long / short)
+        rows, columns = (side, size) if width <= height else (size, side)
+        top, left = (rows - size) // 2, (columns - size) // 2
+        return _resized(pixels, rows, columns)[:, top : top + size, left : left + size]
+    rows, columns = (max(1, round(edge * size / long)) for edge in (height, width))
+    square = np.full((3, size, size), 255, dtype=np.uint8)
+    top, left = (size - rows) // 2, (size - columns) // 2
+    square[:, top : top + rows, left : left + columns] = _resized(pixels, rows, columns)
+    return square
+
+
+def _resized(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Antialiased bicubic, uint8 [3, rows, columns]; the view's channels lie last, which is what torch is fast at."""
+    planes = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)[None]
+    return functional.interpolate(planes, (rows, columns), mode="bicubic", antialias=True)[0].numpy()
