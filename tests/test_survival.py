@@ -125,7 +125,7 @@ def assert_same(left: Checkpoint, right: Checkpoint) -> None:
 @pytest.fixture(scope="module")
 def whole(shop: Path) -> dict[int, RunConfig]:
     """Uninterrupted runs, by the number of processes."""
-    runs = {world: run_of(shop, f"whole on {world}") for world in (1, 2)}
+    runs = {world: run_of(shop, f"whole on {world}") for world in (1, 2, 4)}
     for world, run in runs.items():
         assert launch(run, world).codes == [0] * world
     return runs
@@ -141,7 +141,7 @@ def killed_and_going_on(shop: Path, name: str, world: int, kills: list[str]) -> 
     return run
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 4])
 def test_a1_kills_at_random_steps_change_no_bit(shop: Path, whole: dict[int, RunConfig], world: int) -> None:
     draw = random.Random(world)
     kills = [f"train.step:{draw.randint(1, 5)}=kill@{draw.randrange(world)}" for _ in range(2)]

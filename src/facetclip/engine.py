@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from facetclip.collectives import gather_whole, held_like
 
@@ -22,6 +23,12 @@ class Engine:
         self.model, self.optimizer = accelerator.prepare(reader, optimizer)
         self.trained = {name: weight for name, weight in reader.named_parameters() if weight.requires_grad}
         self._parameters = list(self.model.parameters())  # a walk over a CLIP's modules takes as long as a probe's step
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether sums over processes round otherwise after the first backward pass than in it: DDP lays gradients out
+        anew by the order in which they came, and where in a ring a number lies decides in which order it is summed."""
+        return isinstance(self.model, DistributedDataParallel) and self.accelerator.num_processes > 2
 
     @contextmanager
     def part(self, *, last: bool) -> Iterator[None]:

@@ -219,8 +219,17 @@ class Trainer:
         if not self.steps:
             self.validate()
         with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
+            self._settle()
             self._loop()
         return TrainResult(self.folder / "best", self.state.best, self.state.best_step)
+
+    def _settle(self) -> None:
+        """A backward pass that nothing comes of, where the first one rounds otherwise than all others: so a run that
+        goes on is to the last bit one that was never stopped."""
+        if self.state.step < self.steps and self.engine.rearranges:
+            self.model.train()
+            self.forward_backward(self.feed.portion(self.inputs, next(self.feed.planned(self.state.step, self.steps))))
+            self.engine.update(usable=False)
 
     def _loop(self) -> None:
         run, last, log = self.run, self.steps, StepLog()
