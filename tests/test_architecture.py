@@ -26,6 +26,7 @@ LAYERS = [
         "dist_doctor",
         "review",
         "corrections",
+        "inspection",
     },
     {"launch", "finishing", "features", "step_log"},
     {"zero"},
@@ -35,6 +36,7 @@ LAYERS = [
     | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures", "agreement", "goodput"}
     | {
         "photo_flags",
+        "pictures",
         "spool",
         "tars",
         "workers",
@@ -68,7 +70,7 @@ OWNERS = {
     "peft": {"tuning"},
     "transformers": {"model", "scratch", "launch"},
     "tokenizers": {"scratch"},
-    "PIL": {"images", "colours", "drawing", "vessels", "garments", "render"},
+    "PIL": {"images", "pictures", "colours", "drawing", "vessels", "garments", "render"},
     "simplejpeg": {"images"},
     "matplotlib": {"report", "study_pictures"},
     "jinja2": {"page"},

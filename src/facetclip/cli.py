@@ -16,6 +16,7 @@ VERBS = {
     "schema": ("data_commands", "propose a schema for a catalog"),
     "check": ("data_commands", "list every problem of a catalog by row"),
     "shard": ("data_commands", "turn a catalog into WebDataset shards with an index"),
+    "inspect": ("data_commands", "say what shards hold, check them, draw contact sheets"),
     "doctor": ("data_commands", "say what this machine has and what is wrong"),
     "train": ("model_commands", "fine-tune a model as a run file says"),
     "curve": ("study_commands", "how many labelled images it takes"),

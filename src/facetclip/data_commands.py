@@ -1,4 +1,4 @@
-"""The verbs that need no model: render, schema, check, shard, doctor."""
+"""The verbs that need no model: render, schema, check, shard, inspect, doctor."""
 
 import argparse
 import importlib
@@ -13,7 +13,9 @@ from facetclip.doctor import examine, healthy
 from facetclip.doctor import render_text as doctor_text
 from facetclip.errors import UserError
 from facetclip.files import write_whole
+from facetclip.index import open_index
 from facetclip.infer import infer_schema
+from facetclip.inspection import describe, draw_sheets, verify
 from facetclip.render import ATTRIBUTES, RenderSpec, render_catalog
 from facetclip.schema import read_schema
 from facetclip.shards import ShardSpec, build_shards
@@ -127,6 +129,27 @@ def _progress(done: int, whole: int) -> None:
     print(f"\r{done}/{whole} shards", end="\n" if done == whole else "", file=sys.stderr, flush=True)
 
 
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip inspect`."""
+    parser.add_argument("shards", type=Path, help="the shard folder")
+    parser.add_argument("--verify", action="store_true", help="read every byte and say what is not as it was written")
+    parser.add_argument("--sheets", type=Path, help="a folder for contact sheets, one an attribute, a row a value")
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """Say what shards hold; 1 where they are damaged."""
+    index = open_index(args.shards)
+    print(describe(index))
+    for path in draw_sheets(index, args.sheets) if args.sheets else ():
+        print(f"{path}: photos by value")
+    damaged = list(verify(index)) if args.verify else []
+    for damage in damaged:
+        print(damage)
+    if args.verify:
+        print(f"{len(damaged)} of {len(index.shards)} shards damaged" if damaged else "every byte is as it was written")
+    return 1 if damaged else 0
+
+
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip doctor`."""
     parser.add_argument(
@@ -152,5 +175,6 @@ COMMANDS = {
     "schema": (add_schema, run_schema),
     "check": (add_check, run_check),
     "shard": (add_shard, run_shard),
+    "inspect": (add_inspect, run_inspect),
     "doctor": (add_doctor, run_doctor),
 }

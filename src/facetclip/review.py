@@ -14,9 +14,10 @@ from typing import Any
 
 from facetclip.errors import UserError
 from facetclip.files import write_whole
-from facetclip.images import BadImage, thumbnail
+from facetclip.images import BadImage
 from facetclip.index import ShardIndex, open_index
 from facetclip.page import render
+from facetclip.pictures import thumbnail
 from facetclip.suggestions import Suggestion, Suggestions, read_suggestions
 
 THUMBNAIL = 224  # pixels of the longer edge, of at most SHARP items

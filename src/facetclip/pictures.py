@@ -1,0 +1,60 @@
+"""Small pictures for a person: thumbnails, and contact sheets with many of them in rows under a name."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image, ImageDraw, ImageFont
+
+from facetclip.files import write_whole
+from facetclip.images import BadImage, read_rgb
+
+TILE, GAP, BAND, LABEL = 104, 6, 24, 14  # pixels: a photo, between two, a row's name, an item's
+INK, MUTED, GROUND, SHADE = "#1c2733", "#5c6875", "#ffffff", "#f1f3f6"
+QUALITY = 80  # of a thumbnail's JPEG
+LONGEST = 15  # characters of an item's name that fit under its photo
+
+
+def thumbnail(data: bytes, longest: int) -> bytes:
+    """A photo with its longer edge at most `longest` pixels, as a small JPEG for a page; BadImage as `read_rgb`."""
+    out = io.BytesIO()
+    _small(data, longest).save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()
+
+
+def _small(data: bytes, longest: int) -> Image.Image:
+    image = read_rgb(data, at_least=longest)
+    image.thumbnail((longest, longest))
+    return image
+
+
+def contact_sheet(out: Path, title: str, rows: Mapping[str, Sequence[tuple[str, bytes]]]) -> Path:
+    """Write the sheet `title`.png into the folder `out`: for each named row its photos, (name, bytes), in order."""
+    most = max((len(photos) for photos in rows.values()), default=0)
+    high = BAND + TILE + LABEL + GAP
+    sheet = Image.new("RGB", (max(360, GAP + most * (TILE + GAP)), 2 * BAND + len(rows) * high), GROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), title, fill=INK, font=ImageFont.load_default(20))
+    name_font, item_font = ImageFont.load_default(15), ImageFont.load_default(10)
+    for place, (name, photos) in enumerate(rows.items()):
+        top = 2 * BAND + place * high
+        draw.rectangle((0, top - 4, sheet.width, top + BAND - 6), fill=SHADE)
+        draw.text((GAP, top - 3), name, fill=INK, font=name_font)
+        for column, (item, photo) in enumerate(photos):
+            left = GAP + column * (TILE + GAP)
+            tile = _tile(photo)
+            sheet.paste(tile, (left + (TILE - tile.width) // 2, top + BAND + (TILE - tile.height) // 2))
+            draw.text((left, top + BAND + TILE), item[:LONGEST], fill=MUTED, font=item_font)
+    path = out / f"{quote(title, safe=' ')}.png"
+    content = io.BytesIO()
+    sheet.save(content, "PNG")
+    write_whole(path, content.getvalue())
+    return path
+
+
+def _tile(photo: bytes) -> Image.Image:
+    try:
+        return _small(photo, TILE)
+    except BadImage:
+        return Image.new("RGB", (TILE, TILE), SHADE)

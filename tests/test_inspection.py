@@ -1,0 +1,167 @@
+"""What shards hold, and the ways in which a tar can be bad (row D of what must be survived)."""
+
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_shop import SCHEMA, photo
+
+from facetclip.catalog import read_catalog
+from facetclip.cli import main
+from facetclip.errors import UserError
+from facetclip.index import ShardIndex, key_of, open_index
+from facetclip.inspection import describe, draw_sheets, verify
+from facetclip.pictures import contact_sheet, thumbnail
+from facetclip.shards import ShardSpec, build_shards
+
+ITEMS = 9
+
+
+def shop(folder: Path) -> ShardIndex:
+    """Real shards of three samples each."""
+    (folder / "images").mkdir(parents=True)
+    lines = ["id,product,image,category,sleeve,colour"]
+    for number in range(ITEMS):
+        (folder / "images" / f"{number}.jpg").write_bytes(photo(number))
+        lines.append(f"{number},P{number // 2},{number}.jpg,{'shirt' if number % 3 else 'pants'},,red|blue")
+    (folder / "shop.csv").write_text("\n".join(lines) + "\n")
+    spec = ShardSpec(folder / "shards", images=folder / "images", samples_per_shard=3)
+    build_shards(read_catalog(str(folder / "shop.csv")), SCHEMA, spec)
+    return open_index(folder / "shards")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> ShardIndex:
+    return shop(tmp_path)
+
+
+def test_an_inspection_counts_splits_values_and_silence(index, capsys):
+    assert main(["inspect", str(index.folder), "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert "9 items of 5 products in 3 shards" in said
+    rows = [line.split() for line in said.splitlines()]
+    for start in (["shirt", "6"], ["pants", "3"], ["red", "9"], ["green", "0"], ["(not", "applicable)", "3"]):
+        assert any(row[: len(start)] == start for row in rows), start
+    assert "every byte is as it was written" in said
+    assert describe(index) in said
+
+
+def members(content: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr] - plain files
+
+
+def packed(found: list[tuple[tarfile.TarInfo, bytes]]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, body in found:
+            tar.addfile(member, io.BytesIO(body))
+    return out.getvalue()
+
+
+def renamed(content: bytes, name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """The second sample's photo under another name; a link points outside."""
+    found = members(content)
+    found[2][0].name = name
+    found[2][0].type = kind
+    if kind != tarfile.REGTYPE:
+        found[2][0].linkname, found[2][0].size = "/etc/passwd", 0
+        found[2] = (found[2][0], b"")
+    return packed(found)
+
+
+def replaced(content: bytes, body: bytes, suffix: str = "jpg") -> bytes:
+    found = members(content)
+    member = found[2][0]
+    member.size, member.name = len(body), member.name.rpartition(".")[0] + "." + suffix
+    found[2] = (member, body)
+    return packed(found)
+
+
+def swapped(content: bytes) -> bytes:
+    found = members(content)
+    found[0], found[2] = found[2], found[0]
+    return packed(found)
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 0x20]) + content[at + 1 :]
+
+
+BAD: dict[str, Callable[[bytes, int], bytes]] = {  # the tar, the offset of its second photo
+    "empty": lambda tar, at: b"",
+    "cut in a photo": lambda tar, at: tar[: at + 100],
+    "cut on a block": lambda tar, at: tar[: at - 512],
+    "a bit of a photo": lambda tar, at: flipped(tar, at + 50),
+    "a bit of a header": lambda tar, at: flipped(tar, at - 500),
+    "a header of zeros": lambda tar, at: tar[: at - 512] + bytes(512) + tar[at:],
+    "a header's checksum": lambda tar, at: flipped(tar, at - 512 + 150),
+    "another photo": lambda tar, at: replaced(tar, photo(77)),
+    "a pickle in a photo's place": lambda tar, at: replaced(tar, pickle.dumps(print), "pkl"),
+    "a path that climbs": lambda tar, at: renamed(tar, "../../evil.jpg"),
+    "an absolute path": lambda tar, at: renamed(tar, "/etc/evil.jpg"),
+    "a symbolic link": lambda tar, at: renamed(tar, "link.jpg", tarfile.SYMTYPE),
+    "a hard link": lambda tar, at: renamed(tar, "link.jpg", tarfile.LNKTYPE),
+    "a key twice": lambda tar, at: renamed(tar, members(tar)[0][0].name),
+    "samples exchanged": lambda tar, at: swapped(tar),
+    "not a tar": lambda tar, at: b"<html>" * (len(tar) // 6),
+}
+
+
+@pytest.mark.parametrize("kind", list(BAD))
+def test_d_a_bad_tar_is_named_with_shard_offset_and_key(index: ShardIndex, kind: str, capsys) -> None:
+    path = index.folder / index.shards[1].name
+    at = int(index.offset[4])
+    path.write_bytes(BAD[kind](path.read_bytes(), at))
+    found = list(verify(index))
+    assert [damage.shard for damage in found] == [path.name], kind
+    first = found[0]
+    around = {(int(index.offset[row]), key_of(int(index.places[row]), index.item_id(row))) for row in (3, 4)}
+    assert (first.offset, first.key) in around
+    if path.stat().st_size == index.shards[1].bytes:
+        assert main(["inspect", str(index.folder), "--verify"]) == 1
+        assert f"{first.shard}, offset {first.offset:,}, key {first.key}" in capsys.readouterr().out
+    else:  # already when it is opened
+        with pytest.raises(UserError, match=r"shard-000001.tar: expected .* bytes, found"):
+            open_index(index.folder)
+
+
+def test_d_what_lies_behind_the_samples_is_noticed(index: ShardIndex) -> None:
+    path = index.folder / index.shards[0].name
+    content = bytearray(path.read_bytes())
+    content[-1] = 1
+    path.write_bytes(bytes(content))
+    assert [str(damage) for damage in verify(index)] == [
+        "shard-000000.tar: every photo is as indexed, but what lies between or after them is not what was written"
+    ]
+
+
+def test_d_a_shard_that_is_gone_is_named(index: ShardIndex) -> None:
+    (index.folder / index.shards[2].name).unlink()
+    assert "shard-000002.tar: cannot be read" in str(next(verify(index)))
+
+
+def test_a_contact_sheet_has_a_row_a_value(index: ShardIndex, tmp_path: Path) -> None:
+    drawn = draw_sheets(index, tmp_path / "sheets", each=4)
+    assert [path.name for path in drawn] == ["category.png", "sleeve.png", "colour.png"]
+    again = draw_sheets(index, tmp_path / "again", each=4)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in drawn]
+    with Image.open(drawn[0]) as sheet:
+        assert sheet.height > 2 * 104
+        red, *_ = np.asarray(sheet.convert("RGB"))[48 + 24 + 52, 6 + 52]
+        assert red != 255  # a photo lies there
+
+
+def test_a_sheet_shows_grey_where_a_photo_is_bad_and_names_it_anyway(tmp_path: Path) -> None:
+    path = contact_sheet(tmp_path, "a/b", {"red (1)": [("item", b"no photo")]})
+    assert path.name == "a%2Fb.png"
+
+
+def test_a_thumbnail_is_small_and_keeps_its_shape() -> None:
+    with Image.open(io.BytesIO(thumbnail(photo(1), 20))) as small:
+        assert small.size == (16, 20)
