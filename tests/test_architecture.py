@@ -42,6 +42,7 @@ LAYERS = [
         "workers",
         "progress",
         "lease",
+        "downloads",
         "attempts",
         "interruption",
         "vessels",
@@ -56,7 +57,8 @@ LAYERS = [
     {"catalog", "suggestions"},
     {"schema"},
     {"config"},
-    {"files", "faults", "page"},
+    {"fetching"},
+    {"files", "faults", "page", "addresses"},
     {"errors", "__init__"},
 ]
 OWNERS = {
@@ -76,6 +78,7 @@ OWNERS = {
     "jinja2": {"page"},
     "rapidfuzz": {"infer"},
     "sklearn": {"probing"},
+    "http": {"fetching"},
 }
 NEVER = {"pickle", "dill", "joblib", "torchvision", "marshal", "shelve"}
 MODULES = sorted(SOURCE.glob("*.py"))

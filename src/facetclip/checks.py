@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from facetclip.addresses import is_url
 from facetclip.catalog import Catalog, encode_labels
 from facetclip.config import closest
+from facetclip.downloads import FetchSpec, download_all, downloaded
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import BadImage, load, verdict
@@ -37,6 +39,7 @@ class CheckSpec:
     seed: int = 0
     shares: Shares = field(default_factory=Shares)
     threads: int = 4
+    fetch: FetchSpec | None = None  # how images named by URL are fetched, into its folder; None reports them
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,10 @@ class _Table:
 def check_catalog(catalog: Catalog, schema: Schema, spec: CheckSpec) -> CheckReport:
     """Every problem of `catalog`. UserError where it cannot be read as the schema says, or the image root is absent."""
     catalog.require_columns(schema)
-    if spec.images is None and _holds_paths(catalog, schema):
-        raise UserError(f"{catalog.name}: column {schema.columns.image!r} holds paths; give --images, their folder")
+    if spec.images is None and spec.fetch is None and _holds_paths(catalog, schema):
+        raise UserError(
+            f"{catalog.name}: column {schema.columns.image!r} holds paths; give --images, their folder, or --fetch-urls"
+        )
     if spec.images is not None and not spec.images.is_dir():
         raise UserError(f"{spec.images}: expected the folder of the images (--images), found no folder")
     table = _Table(catalog, schema, catalog.column(schema.columns.item), catalog.column(schema.columns.product))
@@ -245,6 +250,9 @@ def _examined(table: _Table, spec: CheckSpec) -> Iterator[BadImage | bytes]:
     """What is wrong with each row's image, or a digest of its bytes, in the order of rows; read by several threads."""
     cells = table.catalog.table.column(table.schema.columns.image)
     starts = range(0, len(cells), PORTION)
+    if spec.fetch is not None and spec.fetch.folder is not None:
+        references = (_reference(cell) for start in starts for cell in cells.slice(start, PORTION).to_pylist())
+        download_all(filter(is_url, references), spec.fetch, spec.fetch.folder)
     with ThreadPoolExecutor(spec.threads, thread_name_prefix="check") as pool:
         for seen in pool.map(lambda start: _examine(cells.slice(start, PORTION).to_pylist(), spec), starts):
             yield from seen
@@ -254,13 +262,20 @@ def _examine(cells: list[str | bytes | dict | None], spec: CheckSpec) -> list[Ba
     return [_image(cell, spec) for cell in cells]
 
 
+def _reference(cell: str | bytes | dict | None) -> str | bytes | None:
+    """The bytes of an embedded image, else what names it."""
+    return (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
+
+
 def _image(cell: str | bytes | dict | None, spec: CheckSpec) -> BadImage | bytes:
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    if spec.images is None and not isinstance(cell, bytes):
+    cell = _reference(cell)
+    fetched = spec.fetch and spec.fetch.folder
+    if spec.images is None and not isinstance(cell, bytes) and not (fetched and is_url(cell)):
         named = f"the catalog names {cell[:80]!r} but embeds no image; give --images, its folder" if cell else ""
         return BadImage("no_reference", named or "the catalog embeds no image for this row")
     try:
+        if fetched and is_url(cell):
+            cell = downloaded(fetched, cell)
         content = cell if isinstance(cell, bytes) else load(spec.images or Path(), cell)
         return verdict(content, decode=spec.decode) or hashlib.blake2b(content, digest_size=16).digest()
     except BadImage as bad:

@@ -6,11 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+from facetclip.addresses import Refused, allowed_hosts
 from facetclip.catalog import read_catalog
 from facetclip.checks import CheckSpec, check_catalog, write_problems
 from facetclip.checks import render_text as checks_text
 from facetclip.doctor import examine, healthy
 from facetclip.doctor import render_text as doctor_text
+from facetclip.downloads import FetchSpec
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.index import open_index
@@ -71,6 +73,48 @@ def _add_catalog(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shares", default="0.7,0.1,0.2", help="of products in train, validation, test")
     parser.add_argument("--dataset-split", help="of a dataset that has several")
 
+    fetch = parser.add_argument_group("images by URL")
+    fetch.add_argument(
+        "--fetch-urls", action="store_true", help="fetch the images that the catalog names by http(s) URL"
+    )
+    fetch.add_argument("--downloads", type=Path, help="a folder to keep them in, for check and shard alike")
+    fetch.add_argument("--contact", help="an address or page that the servers are told beside the name facetclip")
+    fetch.add_argument("--per-host", type=int, help=f"requests to one host at a time; {FetchSpec.per_host}")
+    fetch.add_argument("--spacing", type=float, help=f"seconds between two requests to a host; {FetchSpec.spacing:g}")
+    fetch.add_argument("--most-download", type=float, help="GB to fetch at most; no limit where not given")
+    fetch.add_argument(
+        "--allow-host", action="append", metavar="HOST[:PORT]", help="may be private, or on another port; repeatable"
+    )
+
+
+def _fetch_spec(args: argparse.Namespace) -> FetchSpec | None:
+    """How images are fetched; None where that was not asked for. UserError when an option makes no sense."""
+    names = ("downloads", "contact", "per_host", "spacing", "most_download", "allow_host")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if not args.fetch_urls:
+        if given:
+            raise UserError(f"--{next(iter(given)).replace('_', '-')} needs --fetch-urls")
+        return None
+    contact = given.get("contact", "")
+    if not contact.isprintable() or not contact.isascii() or set(contact) & set("()\\"):
+        raise UserError("--contact: expected plain ASCII without brackets, such as photos@shop.example")
+    for name, least in (("per_host", 1), ("spacing", 0), ("most_download", 0)):
+        if not given.get(name, least) >= least:
+            raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, found {given[name]}")
+    try:
+        allowed = allowed_hosts(given.get("allow_host", []))
+    except Refused as error:
+        raise UserError(f"--allow-host: {error}") from error
+    most = given.get("most_download")
+    return FetchSpec(
+        folder=given.get("downloads"),
+        contact=contact,
+        allowed=allowed,
+        per_host=given.get("per_host", FetchSpec.per_host),
+        spacing=given.get("spacing", FetchSpec.spacing),
+        most_bytes=None if most is None else int(most * 1e9),
+    )
+
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip check`."""
@@ -87,7 +131,10 @@ def run_check(args: argparse.Namespace) -> int:
         max_bad=args.max_bad,
         seed=args.seed,
         shares=parse_shares(args.shares),
+        fetch=_fetch_spec(args),
     )
+    if spec.fetch is not None and spec.fetch.folder is None:
+        raise UserError("--fetch-urls: check needs --downloads, a folder to keep the images in for shard")
     report = check_catalog(read_catalog(args.catalog, split=args.dataset_split), read_schema(args.schema), spec)
     if args.out:
         write_problems(report, args.out)
@@ -113,6 +160,7 @@ def run_shard(args: argparse.Namespace) -> int:
         shares=parse_shares(args.shares),
         workers=args.workers,
         max_bad=args.max_bad,
+        fetch=_fetch_spec(args),
     )
     catalog = read_catalog(args.catalog, split=args.dataset_split)
     report = build_shards(catalog, read_schema(args.schema), spec, progress=_progress if sys.stderr.isatty() else None)

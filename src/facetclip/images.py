@@ -48,6 +48,11 @@ CODES = {
     "outside_root": "the path leads out of the image root",
     "not_found": "no such file under the image root",
     "unreadable": "the file cannot be read",
+    "url_refused": "a URL that is not asked: not http(s), not to a public address, or redirected too often",
+    "http_status": "the server answered with an error",
+    "http_encoding": "the server sent the image compressed",
+    "connection": "the server could not be reached, or broke off",
+    "timeout": "the server did not answer in time",
 }
 _OTHER_FORMATS = (b"%!PS", b"%PDF", b"II*\x00", b"MM\x00*", b"BM", b"8BPS", b"\x00\x00\x01\x00", b"\x00\x00\x00\x0cjP")
 _MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
@@ -92,7 +97,9 @@ def resolve(root: Path, reference: str | None) -> Path:
     if reference is None or not reference.strip():
         raise BadImage("no_reference", CODES["no_reference"])
     if "://" in reference or reference.lower().startswith("data:"):
-        raise BadImage("url", f"{reference[:80]!r} is a URL; expected a path under {root}")
+        raise BadImage(
+            "url", f"{reference[:80]!r} is a URL; expected a path under {root} (check and shard take --fetch-urls)"
+        )
     parts = reference.replace("\\", "/").split("/")
     if "\0" in reference or ".." in parts or not parts[0] or parts[0].endswith(":"):
         raise BadImage("outside_root", f"{reference[:80]!r} leads out of {root}")

@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facetclip import faults
+from facetclip.addresses import is_url
 from facetclip.catalog import Catalog, encode_labels
+from facetclip.downloads import FetchSpec, download_all
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.index import INDEX_NAME, LABEL, canonical, open_index, read_metadata, write_index
@@ -32,6 +34,7 @@ from facetclip.tars import Part, Slice, checksums, first_changed, intact, pack, 
 from facetclip.workers import each
 
 PARTS = ".parts"
+DOWNLOADS = "downloads"
 QUARANTINE = "quarantine.csv"
 RESIZED_PER_SHARD = 5000  # some 80 MB at 256 pixels
 ORIGINALS_PER_SHARD = 1000
@@ -54,6 +57,7 @@ class ShardSpec:
     samples_per_shard: int | None = None
     workers: int = 1
     max_bad: float = 0.01
+    fetch: FetchSpec | None = None  # how images named by URL are had; None refuses them
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,12 @@ class _Build:
         """Where shard `number` says what it holds, until the index does."""
         return self.spec.out / PARTS / f"shard-{number:06d}.parquet"
 
+    @property
+    def downloads(self) -> Path | None:
+        """Where images named by URL are fetched to."""
+        fetch = self.spec.fetch
+        return None if fetch is None else fetch.folder or self.spec.out / PARTS / DOWNLOADS
+
     def slice(self, number: int) -> Slice:
         """The rows of shard `number`."""
         first = number * self.per_shard
@@ -118,6 +128,7 @@ class _Build:
             digest=self.digest,
             schema=self.schema,
             images_root=self.spec.images,
+            downloads=self.downloads,
             resize=self.spec.resize,
             first=first,
             items=cut(rows.items),
@@ -143,6 +154,7 @@ def build_shards(
     if (spec.out / INDEX_NAME).exists():
         return _finished(build, catalog)
     with _alone(build):
+        _fetch(build)
         numbers = [number for number in range(build.count) if not _usable(build, number)]
         _pack_missing(build, numbers, progress)
         parts = [part for number in range(build.count) if (part := read_part(build.part(number), build.digest))]
@@ -156,6 +168,13 @@ def build_shards(
     return _report(build, build.count - len(numbers))
 
 
+def _fetch(build: _Build) -> None:
+    """Have every image that is named by URL in the folder of downloads, or a note there why not."""
+    if build.spec.fetch is not None and build.downloads is not None:
+        cells = (_image(cell.as_py()) for cell in build.rows.images)
+        download_all(filter(is_url, cells), build.spec.fetch, build.downloads)
+
+
 def _check_spec(catalog: Catalog, schema: Schema, spec: ShardSpec) -> None:
     catalog.require_columns(schema)
     for name, value, least in (
@@ -166,9 +185,10 @@ def _check_spec(catalog: Catalog, schema: Schema, spec: ShardSpec) -> None:
         if value is not None and value < least:
             raise UserError(f"{name}: expected at least {least}, found {value}")
     column = schema.columns.image
-    if spec.images is None and pa.types.is_string(catalog.table.column(column).type):
+    if spec.images is None and spec.fetch is None and pa.types.is_string(catalog.table.column(column).type):
         raise UserError(
-            f"{catalog.name}: column {column!r} holds paths; give the folder that they are under (--images)"
+            f"{catalog.name}: column {column!r} holds paths; give the folder that they are under "
+            "(--images), or --fetch-urls where they are URLs"
         )
     if spec.images is not None and not spec.images.is_dir():
         raise UserError(f"{spec.images}: expected the folder of the images (--images), found no folder")
@@ -227,7 +247,15 @@ def _planned(rows: _Rows, schema: Schema, spec: ShardSpec) -> _Build:
     most = ORIGINALS_PER_SHARD if spec.resize is None else RESIZED_PER_SHARD
     per_shard = spec.samples_per_shard or max(FEWEST_PER_SHARD, min(most, -(-len(rows.items) // FEWEST_SHARDS)))
     total = hashlib.sha256()
-    facts = [FORMAT, schema.to_json(), spec.resize, spec.seed, str(spec.shares), per_shard]
+    facts = [
+        FORMAT,
+        schema.to_json(),
+        spec.resize,
+        spec.seed,
+        str(spec.shares),
+        per_shard,
+        *([DOWNLOADS] if spec.fetch else []),
+    ]
     total.update(json.dumps(facts).encode())
     images = rows.images.flatten() if pa.types.is_struct(rows.images.type) else [rows.images]
     for column in (rows.items, rows.products, *([] if rows.titles is None else [rows.titles]), *images):

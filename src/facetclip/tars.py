@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facetclip import faults
+from facetclip.addresses import is_url
+from facetclip.downloads import downloaded
 from facetclip.files import writing
 from facetclip.images import BadImage, load, shrink, suffix, verdict
 from facetclip.index import SPLITS, Shard, key_of, write_parquet
@@ -37,6 +39,7 @@ class Slice:
     digest: str  # of the whole build: a part of another build is never taken for one's own
     schema: Schema
     images_root: Path | None
+    downloads: Path | None  # where images named by URL were fetched to; None refuses URLs
     resize: int | None
     first: int  # place of the first row in the catalog
     items: Sequence[str]
@@ -113,7 +116,9 @@ def pack(rows: Slice) -> int:
 def read_image(rows: Slice, number: int) -> bytes:
     """The image of one row as it goes into the tar; BadImage when it cannot be used."""
     image = rows.images[number]
-    if not isinstance(image, bytes):
+    if rows.downloads is not None and is_url(image):
+        image = downloaded(rows.downloads, image)
+    elif not isinstance(image, bytes):
         if rows.images_root is None:
             raise BadImage("no_reference", "the catalog embeds no image for this row")
         image = load(rows.images_root, image)
