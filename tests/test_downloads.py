@@ -1,6 +1,8 @@
 import csv
 import os
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -168,6 +170,29 @@ def test_a_name_is_resolved_once_and_what_it_says_later_gains_nothing(server, li
     assert listener == []
     assert downloaded(tmp_path, urls[7]) == photo(7)
     assert server.headers[0]["Host"] == f"shop.example:{port}"
+
+
+def test_https_asks_the_pinned_address_for_the_named_host_and_checks_its_certificate(server, tmp_path, monkeypatch):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=shop.example"]
+    command += ["-addext", "subjectAltName=DNS:shop.example", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    port = int(server.at.split(":")[1])
+    hosts = [f"shop.example:{port}", f"other.example:{port}"]
+    good, wrong = (f"https://{host}/photo" for host in hosts)
+    spec = spec_for(server, allowed=allowed_hosts(hosts))
+    download_all([good], spec, tmp_path / "strange", names=lambda host, port: ["127.0.0.1"])
+    assert code_of(tmp_path / "strange", good) == "connection"
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    download_all([good, wrong], spec, tmp_path / "known", names=lambda host, port: ["127.0.0.1"])
+    assert downloaded(tmp_path / "known", good) == photo(0)
+    assert code_of(tmp_path / "known", wrong) == "connection"
+    assert server.hits == {"/photo": 1}
 
 
 def test_a_dropped_connection_goes_on_where_it_ended(server, tmp_path):
