@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration
-from facetclip.catalog import listed_text
+from facetclip.catalog import labels_of, listed_text
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
@@ -159,15 +159,3 @@ def _words(
     """What each cell lists and what its photo shows, in words, and how probable both are."""
     shown, sure, told = alternatives(attribute, listed_values(attribute, labels), found.read)
     return listed_text(attribute, labels), listed_text(attribute, labels_of(attribute, shown)), sure, told
-
-
-def labels_of(attribute: Attribute, listed: np.ndarray) -> np.ndarray:
-    """The labels [n] that list `listed`, bool [n, values] with one in each row at least; `listed_values` undone.
-
-    >>> colour = Attribute(column="colour", values=("red", "blue", "green"), separator="|")
-    >>> labels_of(colour, np.array([[True, False, True]])).tolist()
-    [5]
-    """
-    if not attribute.multi_valued:
-        return listed.argmax(axis=1)
-    return (listed.astype(np.int64) << np.arange(listed.shape[1])).sum(axis=1)

@@ -349,3 +349,15 @@ def listed_text(attribute: Attribute, labels: np.ndarray) -> list[str | None]:
         if mask >= 0
     }
     return [text.get(label) for label in labels.tolist()]
+
+
+def labels_of(attribute: Attribute, listed: np.ndarray) -> np.ndarray:
+    """The labels [n] that list `listed`, bool [n, values] with one in each row at least; `listed_values` undone.
+
+    >>> colour = Attribute(column="colour", values=("red", "blue", "green"), separator="|")
+    >>> labels_of(colour, np.array([[True, False, True]])).tolist()
+    [5]
+    """
+    if not attribute.multi_valued:
+        return listed.argmax(axis=1)
+    return (listed.astype(np.int64) << np.arange(listed.shape[1])).sum(axis=1)

@@ -23,6 +23,7 @@ VERBS = {
     "captions": ("study_commands", "which captions work best"),
     "evaluate": ("model_commands", "measure a model on a split, beside its zero-shot start"),
     "extract": ("model_commands", "read every attribute of every item"),
+    "fill": ("model_commands", "fill the catalog's gaps where the photos are sure enough"),
     "audit": ("audit_commands", "find the cells that the photos contradict"),
     "review": ("review_commands", "suggestions as a page on which a person decides"),
     "apply": ("review_commands", "write the catalog with what was decided"),

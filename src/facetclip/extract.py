@@ -26,6 +26,7 @@ from facetclip.catalog import Catalog, listed_text
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import BadImage, verdict
+from facetclip.model import ModelCard
 from facetclip.schema import Attribute
 from facetclip.scores import BATCH, Scores, not_applicable, reader_digest, reader_for, score_rows
 from facetclip.sources import FromCatalog, FromShards, Items, open_items
@@ -142,7 +143,7 @@ def extract(
             progress(done, len(mine))
     state.wait_for_everyone()
     state.destroy_process_group()
-    return _complete(job, model, reused) if state.is_main_process else None
+    return _complete(job, model, reader.card, reused) if state.is_main_process else None
 
 
 def _processes() -> Any:
@@ -260,7 +261,7 @@ def _still_bad(job: _Job, row: int) -> bool:
         return True
 
 
-def _complete(job: _Job, model: str, reused: int) -> Extraction:
+def _complete(job: _Job, model: str, card: ModelCard, reused: int) -> Extraction:
     """Check that every item is there once, then write quarantine.csv and, last, the manifest."""
     parts = []
     for number in range(job.count):
@@ -274,7 +275,7 @@ def _complete(job: _Job, model: str, reused: int) -> Extraction:
     if job.items.catalog is not None:
         _quarantine(job, job.items.catalog, bad)
     faults.reach("extract.before_manifest")
-    write_whole(job.out / MANIFEST, _manifest(job, model, parts))
+    write_whole(job.out / MANIFEST, _manifest(job, model, card, parts))
     return Extraction(job.out, sum(part.items for part in parts), len(parts), reused, len(bad))
 
 
@@ -295,7 +296,7 @@ def _quarantine(job: _Job, catalog: Catalog, bad: list[tuple[int, str, str]]) ->
         )
 
 
-def _manifest(job: _Job, model: str, parts: list[_Part]) -> bytes:
+def _manifest(job: _Job, model: str, card: ModelCard, parts: list[_Part]) -> bytes:
     listed = [{"name": p.name, "items": p.items, "rows": p.rows, "sha256": p.sha256} for p in parts]
     manifest = {
         "request": asdict(job.request),
@@ -304,6 +305,7 @@ def _manifest(job: _Job, model: str, parts: list[_Part]) -> bytes:
         "items": sum(part.items for part in parts),
         "bad": sum(len(part.bad) for part in parts),
         "schema": json.loads(job.items.schema.to_json()),
+        "card": json.loads(card.to_json()),
         "parts": listed,
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n"

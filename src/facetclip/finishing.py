@@ -1,6 +1,7 @@
-"""From the best weights of a training to the model that ships: blended with the start, and calibrated.
+"""From the best weights of a training to the model that ships: blended with the start, calibrated, and told when to
+abstain.
 
-Both are chosen on the validation split, by one process, and end in `model` beside `best`, which stays as it was.
+All of it is chosen on the validation split, by one process, and end in `model` beside `best`, which stays as it was.
 """
 
 from dataclasses import replace
@@ -9,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from facetclip.abstention import Cutoff, answers, chance_of, cutoffs, fused, of_product
 from facetclip.batches import Inputs
+from facetclip.calibration import Calibration, probabilities
 from facetclip.files import replace_folder
 from facetclip.index import ShardIndex
+from facetclip.metrics import listed_values
 from facetclip.model import AttributeReader, load_model, save_model
+from facetclip.schema import spans
 from facetclip.tuning import blend
 from facetclip.validation import Judgement, judge, logits_of
 
@@ -35,21 +40,54 @@ def finish_model(
     if start is not None and reader.classifier is not None:
         origin["classifier"] = start.eval().embed_prompts().detach()
 
-    def judged(alpha: float) -> Judgement:
+    def logits_at(alpha: float) -> np.ndarray:
         reader.train()  # forgets the prompt features of other weights
         reader.load_state_dict(blend(origin, tuned, alpha) if alpha < 1 else tuned)
-        return judge(logits_of(reader, inputs, rows).cpu().numpy(), labels, index.schema)
+        return logits_of(reader, inputs, rows).cpu().numpy()
 
     alphas = (1.0, *(ALPHAS if start is not None and (labels >= 0).any() else ()))
-    judgements = [judged(alpha) for alpha in alphas]
+    judgements = [judge(logits_at(alpha), labels, index.schema) for alpha in alphas]
     losses = [np.inf if judgement.loss is None else judgement.loss for judgement in judgements]
     chosen = int(np.argmin(losses))
-    judgement = judged(alphas[chosen])
+    judgement, logits = judgements[chosen], logits_at(alphas[chosen])
     metrics = {**reader.card.metrics, "blend": alphas[chosen]}
     if judgement.loss is not None:
         metrics["validation_loss"] = judgement.loss
     reader.calibration = judgement.calibration
-    reader.card = replace(reader.card, metrics=metrics, calibration=judgement.calibration)
+    taught = index.rows("train")
+    together = tuple(
+        name for name, column in index.labels.items() if of_product(column[taught], index.products[taught])
+    )
+    reader.card = replace(
+        reader.card,
+        metrics=metrics,
+        calibration=judgement.calibration,
+        cutoffs=cutoffs_of(logits, index, rows, judgement, together),
+        by_product=together,
+    )
     with replace_folder(out) as beside:
         save_model(reader, beside)
     return judgement
+
+
+def cutoffs_of(
+    logits: np.ndarray, index: ShardIndex, rows: np.ndarray, judgement: Judgement, together: tuple[str, ...]
+) -> dict[str, tuple[Cutoff, ...]]:
+    """Attribute -> where to cut its answers, from `logits` [n, values of all attributes] of `rows`; attributes named in
+    `together` are answered by all photos of a product."""
+    found = {}
+    attributes = index.schema.attributes
+    parts = spans([len(attribute.values) for attribute in attributes.values()])
+    for part, (name, attribute) in zip(parts, attributes.items(), strict=True):
+        if name not in judgement.calibration:
+            continue
+        calibration, multi = judgement.calibration[name], attribute.multi_valued
+        read = probabilities(logits[:, part], Calibration(calibration.temperature), multi_valued=multi)
+        if name in together:
+            read = fused(read, index.products[rows], multi_valued=multi)
+        shown, sure = answers(attribute, read)
+        listed = listed_values(attribute, index.labels[name][rows])
+        known = listed.any(axis=1)
+        right = (shown == listed).all(axis=1)
+        found[name] = cutoffs(sure[known], right[known], calibration, chance_of(attribute))
+    return found

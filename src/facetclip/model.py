@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from facetclip.abstention import Cutoff
 from facetclip.calibration import Calibration
 from facetclip.errors import UserError
 from facetclip.files import write_whole
@@ -49,6 +50,8 @@ class ModelCard:
     data_digest: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, Calibration] = field(default_factory=dict)  # attribute -> of its logits
+    cutoffs: dict[str, tuple[Cutoff, ...]] = field(default_factory=dict)  # attribute -> how sure an answer must be
+    by_product: tuple[str, ...] = ()  # attributes that all photos of a product answer together
 
     def to_json(self) -> str:
         """The card as JSON text."""
@@ -59,12 +62,22 @@ class ModelCard:
     def from_folder(cls, folder: Path) -> "ModelCard":
         """The card in a model folder; an empty one where the folder has none (a plain CLIP)."""
         path = folder / CARD
-        if not path.is_file():
-            return cls()
-        card = json.loads(path.read_text(encoding="utf-8"))
+        return cls.from_json(path.read_text(encoding="utf-8")) if path.is_file() else cls()
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelCard":
+        """The card stored by `to_json`."""
+        card = json.loads(text)
         schema = card.pop("schema")
         calibration = {name: Calibration(**each) for name, each in card.pop("calibration", {}).items()}
-        return cls(schema=Schema.model_validate(schema) if schema else None, calibration=calibration, **card)
+        cutoffs = {name: tuple(Cutoff(**each) for each in found) for name, found in card.pop("cutoffs", {}).items()}
+        return cls(
+            schema=Schema.model_validate(schema) if schema else None,
+            calibration=calibration,
+            cutoffs=cutoffs,
+            by_product=tuple(card.pop("by_product", ())),
+            **card,
+        )
 
 
 class Outputs(NamedTuple):

@@ -9,6 +9,7 @@ from facetclip.config import read_run
 from facetclip.errors import UserError
 from facetclip.evaluate import evaluate, score_split
 from facetclip.extract import PART_SIZE, extract
+from facetclip.filling import FillSpec, fill
 from facetclip.interruption import REQUEUE, Interrupted
 from facetclip.promotion import promote
 from facetclip.registry import resolve_model
@@ -96,6 +97,28 @@ def _source(args: argparse.Namespace) -> FromShards | FromCatalog:
     return FromCatalog(args.catalog, args.schema, args.images, args.max_bad)
 
 
+def add_fill(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip fill`."""
+    parser.add_argument("scores", type=Path, help="a finished extraction of the catalog")
+    parser.add_argument("catalog", help="the catalog that was read; it is not changed")
+    parser.add_argument("--schema", type=Path, required=True, help="what its columns mean")
+    parser.add_argument("--out", type=Path, required=True, help="the filled catalog to write, .csv or .parquet")
+    parser.add_argument("--precision", type=float, default=0.95, help="the share of filled cells that shall be right")
+    parser.add_argument("--overwrite", action="store_true", help="replace what the table says, too, where it disagrees")
+
+
+def run_fill(args: argparse.Namespace) -> int:
+    """Write the filled catalog."""
+    spec = FillSpec(args.precision, args.overwrite)
+    told = fill(args.scores, args.catalog, args.schema, args.out, spec)
+    for name, done in told.items():
+        cut = "never sure enough" if done.threshold is None else f"where at least {done.threshold:.3f} sure"
+        replaced = f", {done.replaced} replaced" if args.overwrite else ""
+        print(f"{name}: {done.filled} of {done.gaps} gaps filled, {cut}{replaced}")
+    print(f"{args.out}: each filled cell says so in COLUMN_source and COLUMN_confidence")
+    return 0
+
+
 def add_promote(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip promote`."""
     parser.add_argument("name", help="of the registered model")
@@ -127,6 +150,7 @@ COMMANDS = {
     "train": (add_train, run_train),
     "evaluate": (add_evaluate, run_evaluate),
     "extract": (add_extract, run_extract),
+    "fill": (add_fill, run_fill),
     "promote": (add_promote, run_promote),
     "sync": (add_sync, run_sync),
 }

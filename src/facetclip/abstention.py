@@ -1,0 +1,120 @@
+"""When to answer and when to abstain: how sure an answer must be for a wanted share of answers to be right.
+
+Answers are ranked by how sure they are, and as many of the surest are given as keep the wanted precision (selective
+classification: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", 2010; thresholds by a
+confidence bound as Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", 2017). How often they are
+right is judged by the validation split's cells, a share of which says anything at random: what they disagree in by
+that alone is no fault of the answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from facetclip.calibration import Calibration
+from facetclip.metrics import read_values
+from facetclip.schema import Attribute
+
+TARGETS = (0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99)
+CAUTION = 1.0  # standard errors by which the precision must lie above its target on the validation split
+SAME = 0.99  # of the products with several labelled photos list one value alone: the attribute is the product's
+FEWEST_PRODUCTS = 10  # that can say so
+
+
+@dataclass(frozen=True)
+class Cutoff:
+    """For a share `precision` of answers to be right, give those that are at least as sure as `threshold`."""
+
+    precision: float
+    threshold: float
+
+
+def cutoff(cutoffs: Sequence[Cutoff], precision: float) -> float | None:
+    """How sure an answer must be for `precision`, by the nearest target not below it; None where none is to be given.
+
+    >>> cutoff([Cutoff(0.9, 0.4), Cutoff(0.95, 0.6)], 0.92), cutoff([Cutoff(0.9, 0.4)], 0.95)
+    (0.6, None)
+    """
+    return min((each.threshold for each in cutoffs if each.precision >= precision), default=None)
+
+
+def without_noise(probabilities: np.ndarray, calibration: Calibration, *, multi_valued: bool) -> np.ndarray:
+    """How probable each value is by the photo, [n, values], from how probable it is that the table lists it."""
+    chance = 0.5 if multi_valued else 1 / probabilities.shape[1]
+    return np.clip((probabilities - calibration.noise * chance) / (1 - calibration.noise), 0.0, 1.0)
+
+
+def answers(attribute: Attribute, read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each item is read as, bool [n, values], and how sure that is [n], from `read` [n, values]; where several
+    values may be listed, as sure as the least sure of them."""
+    shown = read_values(attribute, read)
+    if not attribute.multi_valued:
+        return shown, read.max(axis=1)
+    return shown, np.where(shown, read, 1 - read).min(axis=1)
+
+
+def fused(read: np.ndarray, products: np.ndarray, *, multi_valued: bool) -> np.ndarray:
+    """One reading for all photos of a product, [n, values] given to each of them: the geometric mean of their `read`.
+
+    Views of one product are no independent witnesses, so their odds are averaged, not multiplied.
+    """
+    _, place, count = np.unique(products, return_inverse=True, return_counts=True)
+
+    def averaged(values: np.ndarray) -> np.ndarray:
+        total = np.zeros((len(count), values.shape[1]))
+        np.add.at(total, place, np.log(np.clip(values, 1e-9, None)))
+        return np.exp(total / count[:, None])
+
+    yes = averaged(read)
+    whole = yes + averaged(1 - read) if multi_valued else yes.sum(axis=1, keepdims=True)
+    return (yes / whole)[place]
+
+
+def of_product(labels: np.ndarray, products: np.ndarray) -> bool:
+    """Whether an attribute with `labels` [n] is a matter of the product [n], not of the single photo."""
+    known = labels >= 0
+    pairs = np.unique(np.stack([products[known], labels[known].astype(np.int64)]), axis=1)
+    _, items = np.unique(products[known], return_counts=True)
+    _, values = np.unique(pairs[0], return_counts=True)
+    several = items > 1
+    return bool(several.sum() >= FEWEST_PRODUCTS and (values[several] == 1).mean() >= SAME)
+
+
+def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chance: float) -> tuple[Cutoff, ...]:
+    """For each target of TARGETS that can be kept, where to cut.
+
+    `sure` [n] and `right` bool [n]: how sure each answer is, and whether the table agrees; `chance`: the share of cells
+    that say anything at random and agree all the same.
+    """
+    order = np.argsort(-sure, kind="stable")
+    given = np.arange(1, len(order) + 1)
+    agreed = np.cumsum(right[order])
+    lowest = true_precision(_lower_bound(agreed, given), calibration, chance)
+    found = []
+    for target in TARGETS:
+        good = np.flatnonzero(lowest >= target)
+        if len(good):
+            found.append(Cutoff(target, float(sure[order[good[-1]]])))
+    return tuple(found)
+
+
+def true_precision(agreement: np.ndarray | float, calibration: Calibration, chance: float) -> np.ndarray:
+    """What share of answers is right where a share `agreement` of the table's cells, some of them wrong, agrees.
+
+    >>> float(true_precision(0.9, Calibration(noise=0.1), 0.0))
+    1.0
+    """
+    return np.clip((np.asarray(agreement) - calibration.noise * chance) / (1 - calibration.noise), 0.0, 1.0)
+
+
+def chance_of(attribute: Attribute) -> float:
+    """How often a cell that says anything at random agrees with an answer."""
+    return 0.5 ** len(attribute.values) if attribute.multi_valued else 1 / len(attribute.values)
+
+
+def _lower_bound(hits: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """The lower end of Wilson's (1927) interval for a share, CAUTION standard errors wide."""
+    share, square = hits / given, CAUTION**2
+    spread = CAUTION * np.sqrt(share * (1 - share) / given + square / (4 * given**2))
+    return (share + square / (2 * given) - spread) / (1 + square / given)

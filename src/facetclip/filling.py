@@ -1,0 +1,184 @@
+"""`facetclip fill`: the catalog with its gaps filled where photos are sure enough, each cell marked with its source.
+
+The model says how sure an answer must be for a wanted precision (`facetclip.abstention`); where photos are less sure
+the gap stays. What the table says is never replaced unless that is asked for.
+"""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from facetclip.abstention import answers, cutoff, fused, without_noise
+from facetclip.calibration import Calibration
+from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
+from facetclip.errors import UserError
+from facetclip.extract import MANIFEST
+from facetclip.files import write_whole
+from facetclip.metrics import listed_values
+from facetclip.model import ModelCard
+from facetclip.schema import NOT_APPLICABLE, Attribute, Schema, read_schema
+
+SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
+TABLE, PHOTO = "table", "photo"
+
+
+@dataclass(frozen=True)
+class FillSpec:
+    """`precision`: the share of filled cells that shall be right; `overwrite`: replace what the table says, too, where
+    the photos contradict it and are sure enough."""
+
+    precision: float = 0.95
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One attribute's cells: `gaps` that said nothing and apply, how many are `filled` now, how many of the others were
+    `replaced`; `threshold`: how sure a photo had to be, None where it is never sure enough."""
+
+    gaps: int
+    filled: int
+    replaced: int
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One attribute as the photos read it, in the catalog's order: the answer's label, how sure, whether it applies."""
+
+    label: np.ndarray
+    sure: np.ndarray
+    applies: np.ndarray
+
+
+def fill(scores: Path, catalog: str, schema: Path, out: Path, spec: FillSpec) -> dict[str, Filled]:
+    """Write `catalog` to `out` (.csv or .parquet) with what the finished extraction in `scores` fills in.
+
+    Beside each attribute's column stand two new ones, COLUMN_source (table or photo) and COLUMN_confidence. UserError
+    where the scores are of another schema, lack the model's cut-offs, or items of the catalog are not among them.
+    """
+    if out.suffix not in (".csv", ".parquet"):
+        raise UserError(f"{out}: expected a file that ends in .csv or .parquet")
+    if out.exists():
+        raise UserError(f"{out} is there already; name another file")
+    manifest = _manifest(scores)
+    card = ModelCard.from_json(json.dumps(manifest["card"]))
+    meaning, table = read_schema(schema), read_catalog(catalog)
+    table.require_columns(meaning)
+    _check(scores, card, meaning, table)
+    read = _read(scores, manifest, card, meaning, table)
+    labels = encode_labels(table, meaning)
+    columns = {name: table.table.column(name) for name in table.table.column_names}
+    told = {}
+    for name, attribute in meaning.attributes.items():
+        cut = cutoff(card.cutoffs.get(name, ()), spec.precision)
+        told[name], columns = _with(columns, attribute, labels[name], read[name], cut, spec.overwrite)
+    write_whole(out, _encoded(pa.table(columns), out.suffix))
+    return told
+
+
+def _manifest(scores: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((scores / MANIFEST).read_bytes())
+    except OSError as error:
+        raise UserError(f"{scores}: no {MANIFEST}; run facetclip extract to its end first") from error
+    except ValueError as error:
+        raise UserError(f"{scores / MANIFEST}: not JSON: {error}") from error
+    if not manifest.get("card", {}).get("cutoffs"):
+        raise UserError(
+            f"{scores}: the model that was read with does not know when to abstain; train it with a validation split"
+        )
+    return manifest
+
+
+def _check(scores: Path, card: ModelCard, schema: Schema, table: Catalog) -> None:
+    theirs = card.schema
+    if theirs is None or {n: a.values for n, a in theirs.attributes.items()} != {
+        n: a.values for n, a in schema.attributes.items()
+    }:
+        raise UserError(f"{scores}: reads other attributes or values than the schema; extract with a model of it")
+    for attribute in schema.attributes.values():
+        for part in (SOURCE, CONFIDENCE):
+            if (name := f"{attribute.column}_{part}") in table.table.column_names:
+                raise UserError(f"{table.name}: has a column {name!r} already; fill the catalog that it came from")
+
+
+def _read(scores: Path, manifest: dict[str, Any], card: ModelCard, schema: Schema, table: Catalog) -> dict[str, _Read]:
+    """Every attribute as the photos read it; an item without scores (its photo was bad) is read with no certainty."""
+    whole = pa.concat_tables([pq.read_table(scores / part["name"]) for part in manifest["parts"]])
+    place = {item: row for row, item in enumerate(table.column(schema.columns.item))}
+    if strange := next((item for item in whole.column("item_id").to_pylist() if item not in place), None):
+        raise UserError(f"{table.name}: has no item {strange!r}, which {scores} reads; give the catalog it was made of")
+    named = table.table.column(schema.columns.product).combine_chunks()
+    products = named.dictionary_encode(null_encoding="encode").indices.to_numpy()
+    found = {}
+    for name, attribute in schema.attributes.items():
+        mine = whole.filter(pc.field("attribute") == name)
+        rows = np.array([place[item] for item in mine.column("item_id").to_pylist()], dtype=np.int64)
+        flat = mine.column("probabilities").combine_chunks().flatten().to_numpy().astype(np.float64)
+        multi = attribute.multi_valued
+        calibration = card.calibration.get(name, Calibration())
+        clean = without_noise(flat.reshape(len(rows), len(attribute.values)), calibration, multi_valued=multi)
+        if name in card.by_product:
+            clean = fused(clean, products[rows], multi_valued=multi)
+        shown, sure = answers(attribute, clean)
+        excluded = mine.column("not_applicable").to_numpy()
+        found[name] = _placed(len(table), rows, labels_of(attribute, shown), sure, ~excluded)
+    return found
+
+
+def _placed(items: int, rows: np.ndarray, label: np.ndarray, sure: np.ndarray, applies: np.ndarray) -> _Read:
+    """What was read of `rows`, in the catalog's order."""
+    read = _Read(np.zeros(items, np.int64), np.zeros(items), np.zeros(items, dtype=bool))
+    read.label[rows], read.sure[rows], read.applies[rows] = label, sure, applies
+    return read
+
+
+def _with(
+    columns: dict[str, Any], attribute: Attribute, labels: np.ndarray, read: _Read, cut: float | None, overwrite: bool
+) -> tuple[Filled, dict[str, Any]]:
+    """The columns with one attribute filled and marked, and the count of what was done."""
+    silent = (labels < 0) & (labels != NOT_APPLICABLE) & read.applies
+    enough = np.zeros(len(labels), dtype=bool) if cut is None else read.sure >= cut
+    listed = listed_values(attribute, labels).any(axis=1)
+    replaced = listed & enough & read.applies & (read.label != labels) & overwrite
+    filled = silent & enough
+    photo = filled | replaced
+    cells = columns[attribute.column].to_pylist()
+    words = listed_text(attribute, read.label)
+    for row in np.flatnonzero(photo).tolist():
+        cells[row] = words[row]
+    source = np.where(photo, PHOTO, np.where(listed | (labels == NOT_APPLICABLE), TABLE, ""))
+    out: dict[str, Any] = {}
+    for name, column in columns.items():
+        out[name] = column
+        if name == attribute.column:
+            out[name] = pa.array(cells, pa.string())
+            out[f"{name}_{SOURCE}"] = pa.array(source.tolist(), pa.string())
+            out[f"{name}_{CONFIDENCE}"] = pa.array(np.round(read.sure, 4), pa.float32(), mask=~photo)
+    return Filled(int(silent.sum()), int(filled.sum()), int(replaced.sum()), cut), out
+
+
+def _encoded(table: pa.Table, suffix: str) -> bytes:
+    out = io.BytesIO()
+    if suffix == ".parquet":
+        pq.write_table(table, out)
+        return out.getvalue()
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(table.column_names)
+    rows.writerows(zip(*(_cells(column) for column in table.columns), strict=True))
+    return text.getvalue().encode("utf-8")
+
+
+def _cells(column: pa.ChunkedArray) -> list[str]:
+    numbers = pa.types.is_floating(column.type)
+    return ["" if cell is None else f"{cell:.4f}" if numbers else str(cell) for cell in column.to_pylist()]

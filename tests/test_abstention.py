@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facetclip.abstention import (
+    TARGETS,
+    answers,
+    chance_of,
+    cutoff,
+    cutoffs,
+    fused,
+    of_product,
+    true_precision,
+    without_noise,
+)
+from facetclip.calibration import Calibration, probabilities
+from facetclip.schema import Attribute
+
+SHAPE = Attribute(column="shape", values=("round", "square", "oval"))
+COLOUR = Attribute(column="colour", values=("red", "green", "blue"), separator="|")
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+@pytest.mark.parametrize("target", TARGETS)
+def test_as_many_answers_are_given_as_keep_the_precision(noise: float, target: float) -> None:
+    random = np.random.default_rng(0)
+    sure = random.uniform(1 / 3, 1, 4000)
+    right = random.random(4000) < sure  # perfectly calibrated
+    agrees = np.where(random.random(4000) < noise, random.random(4000) < 1 / 3, right)
+    cut = cutoff(cutoffs(sure, agrees, Calibration(noise=noise), 1 / 3), target)
+    if cut is None:  # hardly any are so sure, and a noisy table cannot vouch for a few
+        assert target > (0.9 if noise else 0.98)
+        return
+    fresh = random.uniform(1 / 3, 1, 100_000)
+    held = fresh >= cut
+    assert (random.random(100_000) < fresh)[held].mean() >= target - 0.01  # the table's mistakes are not the answers'
+    best = 2 * target - 1  # the mean of what lies above it is the target
+    assert held.mean() >= 0.6 * (1 - max(best, 1 / 3)) / (2 / 3)
+
+
+def test_where_nothing_is_sure_enough_nothing_is_answered() -> None:
+    random = np.random.default_rng(0)
+    sure = random.random(500)
+    assert cutoffs(sure, random.random(500) < 0.4, Calibration(), 1 / 3) == ()
+    assert cutoff((), 0.8) is None
+    assert cutoffs(np.zeros(0), np.zeros(0, dtype=bool), Calibration(), 0.5) == ()
+
+
+def test_few_rows_promise_little() -> None:
+    few = cutoffs(np.linspace(0.6, 0.9, 8), np.ones(8, dtype=bool), Calibration(), 0.5)
+    assert [each.precision for each in few] == [0.8, 0.85]
+
+
+@given(noise=st.floats(0, 0.5), multi=st.booleans(), seed=st.integers(0, 99))
+def test_taking_the_noise_off_undoes_putting_it_on(noise: float, multi: bool, seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(size=(5, 3)) * 3
+    noisy = probabilities(logits, Calibration(1.0, noise), multi_valued=multi)
+    clean = probabilities(logits, Calibration(1.0, 0.0), multi_valued=multi)
+    assert np.allclose(without_noise(noisy, Calibration(1.0, noise), multi_valued=multi), clean, atol=1e-9)
+
+
+def test_photos_of_one_product_answer_together() -> None:
+    read = np.array([[0.9, 0.05, 0.05], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1]])
+    together = fused(read, np.array([7, 7, 3]), multi_valued=False)
+    assert np.allclose(together.sum(axis=1), 1)
+    assert np.array_equal(together[0], together[1])
+    assert together[0].argmax() == 0
+    assert np.allclose(together[2], read[2])
+    yes = fused(np.array([[0.9, 0.1], [0.5, 0.1]]), np.array([0, 0]), multi_valued=True)
+    assert yes[0] == pytest.approx([0.75, 0.1])
+
+
+def test_an_attribute_is_the_products_where_its_photos_always_agree() -> None:
+    products = np.repeat(np.arange(20), 3)
+    assert of_product(products % 4, products)
+    assert not of_product(np.arange(60) % 4, products)
+    assert not of_product(np.where(np.arange(60) < 15, 1, -1), products)  # too few to tell
+
+
+def test_the_least_sure_value_of_several_decides() -> None:
+    shown, sure = answers(COLOUR, np.array([[0.9, 0.6, 0.2]]))
+    assert (shown.tolist(), sure.tolist()) == ([[True, True, False]], [0.6])
+    shown, sure = answers(SHAPE, np.array([[0.1, 0.7, 0.2]]))
+    assert (shown.tolist(), sure.tolist()) == ([[False, True, False]], [0.7])
+    assert chance_of(SHAPE) == pytest.approx(1 / 3)
+    assert chance_of(COLOUR) == 0.125
+
+
+def test_what_a_noisy_table_disagrees_in_is_no_fault_of_the_answers() -> None:
+    assert float(true_precision(0.95, Calibration(noise=0.1), 0.5)) == pytest.approx(1.0)
+    assert float(true_precision(0.5, Calibration(noise=0.0), 0.5)) == 0.5

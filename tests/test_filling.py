@@ -1,0 +1,154 @@
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_shop import SCHEMA, make_reader, photo
+
+from facetclip.abstention import Cutoff
+from facetclip.calibration import Calibration
+from facetclip.cli import main
+from facetclip.errors import UserError
+from facetclip.extract import FromCatalog, extract
+from facetclip.filling import FillSpec, fill
+from facetclip.model import ModelCard, save_model
+
+TOML = """
+[columns]
+item = "id"
+product = "product"
+image = "image"
+[attributes.category]
+column = "category"
+values = ["shirt", "pants"]
+[attributes.sleeve]
+column = "sleeve"
+values = ["long", "short", "none"]
+applies_where = { category = ["shirt"] }
+[attributes.colour]
+column = "colour"
+values = ["red", "green", "blue"]
+separator = "|"
+"""
+LOW = {name: (Cutoff(0.95, 0.0),) for name in SCHEMA.names}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    rows = ["id,product,image,category,sleeve,colour,note"]
+    for number in range(8):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(photo(number))
+        category = ("shirt", "pants", "")[number % 3]
+        rows.append(f"item {number},P{number // 2},{number}.jpg,{category},,{'red' if number % 2 else ''},=1+{number}")
+    (tmp_path / "shop.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "schema.toml").write_text(TOML)
+    return tmp_path
+
+
+def extracted(shop: Path, monkeypatch: pytest.MonkeyPatch, **card: Any) -> Path:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    reader = make_reader()
+    reader.calibration = {name: Calibration(0.05, 0.1) for name in SCHEMA.names}
+    given = replace(reader.card, start="starter", calibration=reader.calibration, **({"cutoffs": LOW} | card))
+    save_model(reader, shop / "model", card=given)
+    source = FromCatalog(str(shop / "shop.csv"), shop / "schema.toml", shop / "images")
+    extract(str(shop / "model"), source, shop / "scores", part_size=3)
+    return shop / "scores"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_gaps_are_filled_and_marked_and_nothing_that_was_given_changes(shop, monkeypatch, capsys):
+    scores = extracted(shop, monkeypatch)
+    words = ["fill", str(scores), str(shop / "shop.csv"), "--schema", str(shop / "schema.toml"), "--out"]
+    assert main([*words, str(shop / "filled.csv")]) == 0
+    assert "category: 2 of 2 gaps filled" in capsys.readouterr().out
+    before, after = rows_of(shop / "shop.csv"), rows_of(shop / "filled.csv")
+    assert [row["note"] for row in after] == [row["note"] for row in before]
+    for old, new in zip(before, after, strict=True):
+        for column in ("category", "colour"):
+            if old[column]:
+                assert (new[column], new[f"{column}_source"], new[f"{column}_confidence"]) == (old[column], "table", "")
+            else:
+                assert new[f"{column}_source"] == "photo"
+                assert 0 < float(new[f"{column}_confidence"]) <= 1
+                assert SCHEMA.attributes[column].encode(new[column]) >= 0
+        if old["category"] == "pants":
+            assert (new["sleeve"], new["sleeve_source"]) == ("", "table")  # it does not apply
+    assert (shop / "shop.csv").read_text().count("photo") == 0
+
+
+def test_where_photos_are_not_sure_enough_gaps_stay(shop, monkeypatch):
+    scores = extracted(shop, monkeypatch, cutoffs={"category": (Cutoff(0.9, 0.0), Cutoff(0.95, 1.1))})
+    told = fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(0.92))
+    assert {name: (each.filled, each.threshold) for name, each in told.items()} == {
+        "category": (0, 1.1),
+        "sleeve": (0, None),
+        "colour": (0, None),
+    }
+    assert [row["colour"] for row in rows_of(shop / "filled.csv")] == [
+        row["colour"] for row in rows_of(shop / "shop.csv")
+    ]
+
+
+def test_what_the_table_says_is_replaced_only_when_asked_for(shop, monkeypatch):
+    scores = extracted(shop, monkeypatch)
+    catalog, schema = str(shop / "shop.csv"), shop / "schema.toml"
+    kept = fill(scores, catalog, schema, shop / "kept.parquet", FillSpec())
+    changed = fill(scores, catalog, schema, shop / "changed.parquet", FillSpec(overwrite=True))
+    assert sum(each.replaced for each in kept.values()) == 0
+    assert sum(each.replaced for each in changed.values()) > 0
+    before, after = (pq.read_table(shop / f"{name}.parquet").to_pylist() for name in ("kept", "changed"))
+    differs = [(old, new) for old, new in zip(before, after, strict=True) if old["category"] != new["category"]]
+    assert len(differs) == changed["category"].replaced
+    assert all(new["category_source"] == "photo" for _, new in differs)
+
+
+def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
+    scores = extracted(shop, monkeypatch, by_product=("colour",))
+    fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(overwrite=True))
+    rows = rows_of(shop / "filled.csv")
+    filled = [row for row in rows if row["colour_source"] == "photo"]
+    assert len(filled) >= 4
+    answers = {row["product"]: {r["colour"] for r in filled if r["product"] == row["product"]} for row in filled}
+    assert all(len(found) == 1 for found in answers.values())
+
+
+def test_what_cannot_be_filled_is_said_and_nothing_is_written(shop, monkeypatch):
+    catalog, schema, out = str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv"
+    with pytest.raises(UserError, match=r"no manifest.json; run facetclip extract to its end first"):
+        fill(shop, catalog, schema, out, FillSpec())
+    scores = extracted(shop, monkeypatch)
+    with pytest.raises(UserError, match=r"ends in .csv or .parquet"):
+        fill(scores, catalog, schema, shop / "filled.xlsx", FillSpec())
+    schema.write_text(TOML.replace('"red", ', '"pink", '))
+    with pytest.raises(UserError, match="reads other attributes or values than the schema"):
+        fill(scores, catalog, schema, out, FillSpec())
+    schema.write_text(TOML)
+    (shop / "short.csv").write_text("\n".join((shop / "shop.csv").read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match=r"short.csv: has no item 'item 7'"):
+        fill(scores, str(shop / "short.csv"), schema, out, FillSpec())
+    fill(scores, catalog, schema, shop / "once.csv", FillSpec())
+    with pytest.raises(UserError, match="has a column 'category_source' already"):
+        fill(scores, str(shop / "once.csv"), schema, out, FillSpec())
+    manifest = json.loads((scores / "manifest.json").read_text())
+    manifest["card"]["cutoffs"] = {}
+    (scores / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="does not know when to abstain"):
+        fill(scores, catalog, schema, out, FillSpec())
+    assert not out.exists()
+
+
+def test_cut_offs_travel_with_the_model(tmp_path):
+    reader = make_reader()
+    card = replace(reader.card, cutoffs=LOW, by_product=("category",))
+    save_model(reader, tmp_path, card=card)
+    assert ModelCard.from_folder(tmp_path) == card
+    assert np.isfinite(card.cutoffs["sleeve"][0].threshold)
