@@ -271,6 +271,15 @@ def test_the_limit_of_bytes_stops_with_a_word_and_a_higher_one_goes_on(server, t
     assert set(server.hits.values()) == {1}
 
 
+def test_no_password_or_signature_of_a_url_is_in_a_message(server, tmp_path):
+    urls = [server.url("/gone?sig=CANARY"), "http://me:CANARY@shop.example/a.jpg", "http://[CANARY@x/a?b=CANARY"]
+    download_all([*urls, server.url("/to/file:///a?CANARY")], spec_for(server), tmp_path)
+    for url in urls:
+        with pytest.raises(BadImage) as caught:
+            downloaded(tmp_path, url)
+        assert "CANARY" not in str(caught.value)
+
+
 def test_a_full_disk_is_one_line(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="could not be written"):

@@ -15,6 +15,7 @@ PORTS = {"http": 80, "https": 443}
 LONGEST_URL = 8192
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
+_CREDENTIALS = re.compile(r"//.*@")
 _STRANGE = re.compile(r"[\x00-\x20\x7f\\]")
 _SAFE = "/%:=&?~+!$,;'@()*[]-._"
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -59,6 +60,15 @@ def is_url(reference: object) -> TypeGuard[str]:
     return isinstance(reference, str) and "://" in reference
 
 
+def shown(url: str) -> str:
+    """A URL as a message may have it: without the password or the signature that it may carry.
+
+    >>> shown("https://me:secret@shop.example/a.jpg?signature=secret")
+    'https://shop.example/a.jpg'
+    """
+    return _CREDENTIALS.sub("//", re.split(r"[?#]", url, maxsplit=1)[0])[:120]
+
+
 def allowed_hosts(entries: Sequence[str]) -> Allowed:
     """`HOST` (on ports 80 and 443) or `HOST:PORT` as what may be asked though private; Refused where it is neither.
 
@@ -79,67 +89,65 @@ def place(url: str, allowed: Allowed = frozenset()) -> Place:
 
     >>> place("https://shop.example/a b.jpg#top").target
     Traceback (most recent call last):
-    facetclip.addresses.Refused: 'https://shop.example/a b.jpg#top': a blank, control character or backslash in a URL
+    facetclip.addresses.Refused: 'https://shop.example/a b.jpg': a blank, control character or backslash in a URL
     """
-    shown = repr(url[:120])
+    told = repr(shown(url))
     if len(url) > LONGEST_URL or _STRANGE.search(url):
         raise Refused(
-            f"{shown}: {'too long' if len(url) > LONGEST_URL else 'a blank, control character or backslash in'} a URL"
+            f"{told}: {'too long' if len(url) > LONGEST_URL else 'a blank, control character or backslash in'} a URL"
         )
     scheme = url.partition(":")[0].lower()
     if scheme not in PORTS:
-        raise Refused(f"{shown}: expected http or https")
-    host, given = _split(url, shown)
+        raise Refused(f"{told}: expected http or https")
+    host, given = _split(url, told)
     port = PORTS[scheme] if given is None else given
     if (host, port) not in allowed:
         if port not in PORTS.values():
-            raise Refused(
-                f"{shown}: port {port}, where 80 and 443 may be asked (--allow-host {host}:{port} lets it in)"
-            )
+            raise Refused(f"{told}: port {port}, where 80 and 443 may be asked (--allow-host {host}:{port} lets it in)")
         if host == "localhost" or host.endswith(".localhost"):
-            raise Refused(f"{shown}: leads to this machine")
+            raise Refused(f"{told}: leads to this machine")
     parts = urlsplit(url)
     target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
     return Place(scheme, host, port, target if target.startswith("/") else f"/{target}")
 
 
-def _split(url: str, shown: str) -> tuple[str, int | None]:
+def _split(url: str, told: str) -> tuple[str, int | None]:
     """The host and the port that is written, if any."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise Refused(f"{shown}: {error}") from error
+        raise Refused(f"{told}: {error}") from error
     if "@" in parts.netloc:
-        raise Refused(f"{shown}: a user name or password in a URL")
+        raise Refused(f"{told}: a user name or password in a URL")
     if port == 0 or parts.netloc.endswith(":"):
-        raise Refused(f"{shown}: no port after the colon")
-    return _host(host, shown), port
+        raise Refused(f"{told}: no port after the colon")
+    return _host(host, told), port
 
 
-def _host(host: str, shown: str) -> str:
+def _host(host: str, told: str) -> str:
     """A host's name or address in its one canonical form; 127.1, 0x7f.1, 2130706433 and the like have none."""
     if ":" in host:
         try:
-            return str(ipaddress.IPv6Address(host)) if "%" not in host else _no_host(shown)
+            return str(ipaddress.IPv6Address(host)) if "%" not in host else _no_host(told)
         except ValueError:
-            return _no_host(shown)
+            return _no_host(told)
     try:
         name = host.removesuffix(".").encode("idna").decode("ascii").lower() if host else ""
     except UnicodeError:
-        return _no_host(shown)
+        return _no_host(told)
     if not _HOST.fullmatch(name):
-        return _no_host(shown)
+        return _no_host(told)
     if _NUMBER.fullmatch(name.rpartition(".")[2]):
         try:
             return str(ipaddress.IPv4Address(name))
         except ValueError:
-            return _no_host(shown)
+            return _no_host(told)
     return name
 
 
-def _no_host(shown: str) -> str:
-    raise Refused(f"{shown}: not a well-formed host")
+def _no_host(told: str) -> str:
+    raise Refused(f"{told}: not a well-formed host")
 
 
 def is_public(address: str) -> bool:
@@ -189,4 +197,4 @@ def redirected(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError as error:
-        raise Refused(f"a redirect to {location[:120]!r}: {error}") from error
+        raise Refused(f"a redirect to {shown(location)!r}: {error}") from error

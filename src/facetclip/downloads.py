@@ -18,7 +18,7 @@ from threading import Condition, RLock, Thread
 from typing import Any
 
 from facetclip import __version__, faults
-from facetclip.addresses import Allowed, Refused, place, redirected
+from facetclip.addresses import Allowed, Refused, place, redirected, shown
 from facetclip.errors import UserError
 from facetclip.fetching import Answer, Client, Failure, Kept, Patience, Stale, resolve
 from facetclip.images import MOST_BYTES, BadImage
@@ -64,7 +64,7 @@ def downloaded(folder: Path, url: str) -> bytes:
     except OSError as error:
         raise BadImage("unreadable", f"cannot be read: {error.strerror}") from error
     note = _note(path)
-    raise BadImage(note["code"], note["message"]) if note else BadImage("not_found", f"{url[:120]}: not fetched")
+    raise BadImage(note["code"], note["message"]) if note else BadImage("not_found", f"{shown(url)}: not fetched")
 
 
 def delay(attempt: int, first: float, draw: float, told: float | None) -> float:
@@ -290,7 +290,7 @@ class _Crew:
             if location is None:
                 return None, None, None
             if job.hops >= MOST_REDIRECTS:
-                raise Failure("url_refused", f"{job.url[:120]}: more than {MOST_REDIRECTS} redirects")
+                raise Failure("url_refused", f"{shown(job.url)}: more than {MOST_REDIRECTS} redirects")
             return self._job(job.url, redirected(job.at, location), job.hops + 1), None, None
         except Refused as error:
             self._fail(job.url, Failure("url_refused", str(error)))

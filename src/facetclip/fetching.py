@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from threading import Lock
 
-from facetclip.addresses import Allowed, Place, Refused, judged, place
+from facetclip.addresses import Allowed, Place, Refused, judged, place, shown
 
 CHUNK = 1 << 16
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -149,14 +149,14 @@ class Client:
         if response.status in REDIRECTS:
             location = response.headers.get("Location")
             if not location:
-                raise Failure("http_status", f"{url[:120]}: answered {response.status} without saying where to go")
+                raise Failure("http_status", f"{shown(url)}: answered {response.status} without saying where to go")
             return Answer(location, 0, "", iter(()))
         if response.status == 416 and kept is not None:
-            raise Stale("connection", f"{url[:120]}: the rest is not to be had", transient=True)
+            raise Stale("connection", f"{shown(url)}: the rest is not to be had", transient=True)
         if response.status not in (200, 206) or (response.status == 206 and kept is None):
             raise _status(url, response)
         if (coding := response.headers.get("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
-            raise Failure("http_encoding", f"{url[:120]}: sent as {coding[:40]!r}, which was not asked for")
+            raise Failure("http_encoding", f"{shown(url)}: sent as {coding[:40]!r}, which was not asked for")
         start = _start(url, response, kept) if response.status == 206 else 0
         return Answer(None, start, _tag(response), _body(url, response, start, self._patience.most_bytes))
 
@@ -165,7 +165,7 @@ def _status(url: str, response: http.client.HTTPResponse) -> Failure:
     status = response.status
     wait = retry_after(response.headers.get("Retry-After"), time.time())
     return Failure(
-        "http_status", f"{url[:120]}: the server answered {status}", transient=status in TRANSIENT, wait=wait
+        "http_status", f"{shown(url)}: the server answered {status}", transient=status in TRANSIENT, wait=wait
     )
 
 
@@ -194,7 +194,7 @@ def _tag(response: http.client.HTTPResponse) -> str:
 def _start(url: str, response: http.client.HTTPResponse, kept: Kept | None) -> int:
     told = response.headers.get("Content-Range", "")
     if kept is None or not told.startswith(f"bytes {kept.size}-"):
-        raise Stale("http_status", f"{url[:120]}: another part came than was asked for: {told[:80]!r}", transient=True)
+        raise Stale("http_status", f"{shown(url)}: another part came than was asked for: {told[:80]!r}", transient=True)
     return kept.size
 
 
@@ -209,7 +209,7 @@ def _body(url: str, response: http.client.HTTPResponse, start: int, most: int) -
                 raise Failure("too_many_bytes", f"more than {most:,} bytes")
             yield piece
     if expected is not None and size - start < expected:
-        raise Failure("connection", f"{url[:120]}: the connection ended after {size:,} bytes", transient=True)
+        raise Failure("connection", f"{shown(url)}: the connection ended after {size:,} bytes", transient=True)
 
 
 @contextmanager
@@ -218,13 +218,13 @@ def _named(url: str) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise Failure("timeout", f"{url[:120]}: no answer in time", transient=True) from error
+        raise Failure("timeout", f"{shown(url)}: no answer in time", transient=True) from error
     except ssl.SSLCertVerificationError as error:
-        raise Failure("connection", f"{url[:120]}: {error.verify_message}") from error
+        raise Failure("connection", f"{shown(url)}: {error.verify_message}") from error
     except http.client.InvalidURL as error:
-        raise Failure("url_refused", f"{url[:120]!r}: {error}") from error
+        raise Failure("url_refused", f"{shown(url)!r}: {error}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Failure("connection", f"{url[:120]}: {error or type(error).__name__}", transient=True) from error
+        raise Failure("connection", f"{shown(url)}: {error or type(error).__name__}", transient=True) from error
 
 
 class _Connection:
