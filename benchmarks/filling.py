@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.measuring import environment, write_result
-from benchmarks.quality.catalogs import GARMENTS_SCHEMA, SHARES, _empty_cells, _truth
+from benchmarks.quality.catalogs import GARMENTS_SCHEMA, SHARES, empty_cells, truth_of
 
 from facetclip.abstention import answers, cutoff, fused, without_noise
 from facetclip.batches import PixelReader
@@ -48,11 +48,11 @@ def catalog(work: Path, seed: int) -> tuple[ShardIndex, dict[str, np.ndarray]]:
     schema = read_schema(GARMENTS_SCHEMA)
     if not (gappy / "shards" / INDEX_NAME).exists():
         gappy.mkdir(parents=True, exist_ok=True)
-        _empty_cells(whole, gappy / "catalog.csv", schema, MISSING, seed)
+        empty_cells(whole, gappy / "catalog.csv", schema, MISSING, seed)
         build = ShardSpec(gappy / "shards", images=folder, shares=SHARES, seed=seed, workers=2)
         build_shards(read_catalog(str(gappy / "catalog.csv")), schema, build)
     index = open_index(gappy / "shards")
-    return index, _truth(folder / "truth.csv", index)
+    return index, truth_of(folder / "truth.csv", index)
 
 
 def trained(index: ShardIndex, work: Path, seed: int) -> AttributeReader:

@@ -42,14 +42,14 @@ def garments(work: Path, seed: int, missing: float, items: int = ITEMS) -> Mater
     gappy = work / f"garments-{seed}-{items}-{missing:.1f}"
     if not (gappy / "shards" / INDEX_NAME).exists():
         gappy.mkdir(parents=True, exist_ok=True)
-        _empty_cells(catalog, gappy / "catalog.csv", schema, missing, seed)
+        empty_cells(catalog, gappy / "catalog.csv", schema, missing, seed)
         build = ShardSpec(gappy / "shards", images=folder, shares=SHARES, seed=seed, workers=2)
         build_shards(read_catalog(str(gappy / "catalog.csv")), schema, build)
     index = open_index(gappy / "shards")
-    return Material(index, _truth(folder / "truth.csv", index))
+    return Material(index, truth_of(folder / "truth.csv", index))
 
 
-def _empty_cells(source: Path, target: Path, schema: Schema, missing: float, seed: int) -> None:
+def empty_cells(source: Path, target: Path, schema: Schema, missing: float, seed: int) -> None:
     """Copy a catalog with a share `missing` of its attribute cells emptied; a larger share empties more of them."""
     random = np.random.default_rng([seed, 4])
     with source.open(newline="", encoding="utf-8") as read, target.open("w", newline="", encoding="utf-8") as written:
@@ -61,7 +61,7 @@ def _empty_cells(source: Path, target: Path, schema: Schema, missing: float, see
             writer.writerow(row | {name: "" for name, lost in zip(schema.names, gone, strict=True) if lost})
 
 
-def _truth(path: Path, index: ShardIndex) -> dict[str, np.ndarray]:
+def truth_of(path: Path, index: ShardIndex) -> dict[str, np.ndarray]:
     """The true labels of an index's items, in its order."""
     catalog = read_catalog(str(path))
     labels = encode_labels(catalog, index.schema)
