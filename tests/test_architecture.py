@@ -1,9 +1,13 @@
 """Imports go down only, and each heavy library has one owner."""
 
 import ast
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from facetclip.registry import SERVED_WITH
 
 SOURCE = Path(__file__).parents[1] / "src" / "facetclip"
 LAYERS = [
@@ -176,3 +180,21 @@ def test_scripts_are_thin() -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) < 40, path
         assert any("facetclip.cli" in line for line in lines), path
+
+
+def test_a_served_model_brings_all_that_its_code_imports() -> None:
+    todo, seen, needed = ["pyfunc_model"], set(), set()
+    while todo:
+        module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for name, hidden in imports(SOURCE / f"{module}.py"):
+            top = name.split(".")[0]
+            if top == "facetclip":
+                todo.append(name.split(".")[1] if "." in name else "__init__")
+            elif not hidden and top not in sys.stdlib_module_names:
+                needed.add(top)
+    distributions = packages_distributions()
+    served = {"mlflow", *SERVED_WITH}
+    assert {top for top in needed if not served & {name.lower() for name in distributions[top]}} == set()

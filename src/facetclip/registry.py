@@ -20,7 +20,10 @@ DIGEST_TAG = "facetclip.digest"
 PACKAGE = Path(__file__).parent
 CLIP = "clip"  # the model folder's name among the artifacts, as pyfunc_model.py knows it
 NOT_SERVED = ("starter", "__pycache__")  # what the copy of this package beside a registered model goes without
-SERVED_WITH = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic", "pillow", "pandas")
+SERVED_WITH = (  # what the code in a registered model imports
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow"),
+    *("pydantic", "pillow", "simplejpeg"),
+)
 EXAMPLE = (  # a red disc on white, 16 x 16 pixels
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAMAAAAoLQ9TAAAABlBMVEXIKCj////MVeAQAAAALUlEQVR42mNgRAMMOAQYgABJgAEKYAIMDEgi2A"
     "QYGJBFyBMgbAumwzCdjte3AE2QAJEPSb88AAAAAElFTkSuQmCC"
