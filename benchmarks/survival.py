@@ -6,7 +6,6 @@ down how many of each there were and how they ended. A test that was skipped say
 
 import argparse
 import collections
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,8 @@ def ended(path: Path) -> dict[str, Any]:
     """Test -> how many cases passed, failed and were skipped (why), and their seconds, from pytest's JUnit file."""
     found: dict[str, dict[str, Any]] = collections.defaultdict(lambda: {"passed": 0, "failed": 0, "skipped": 0})
     for case in ElementTree.parse(path).iter("testcase"):
-        name = f"{case.get('classname', '').rpartition('.')[2]}::{re.sub(r'\[.*', '', case.get('name', ''))}"
+        test = case.get("name", "").partition("[")[0]
+        name = f"{case.get('classname', '').rpartition('.')[2]}::{test}"
         skipped, failed = case.find("skipped"), case.find("failure")
         failed = case.find("error") if failed is None else failed
         how = "skipped" if skipped is not None else "failed" if failed is not None else "passed"
