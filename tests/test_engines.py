@@ -216,3 +216,13 @@ def test_a_deepspeed_file_may_tune_the_engine_but_not_the_science(shop: Path, tm
         ended = launch_fleet(tmp_path / "fleet", 1, work, engine="zero2")
         assert ended.codes == [1 if message else 0], ended.errors
         assert message in ended.errors[0]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_photos_are_contrasted_with_captions_under_every_engine(shop: Path, engine: str) -> None:
+    found = []
+    for kind in ("alone", engine):
+        run = run_of(shop, f"{engine} contrast {kind}", objective={"contrastive": 0.5}, train={"steps": 4})
+        launch(run, kind)
+        found.append(losses(run))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

@@ -81,11 +81,13 @@ class ModelCard:
 
 
 class Outputs(NamedTuple):
-    """What one pass gives: logits [n, values] of each attribute, unit features of photos and captions."""
+    """What one pass gives: logits [n, values] of each attribute, unit features of photos and captions, and what their
+    cosines are multiplied by; outside a pass an engine may not hold that weight."""
 
     logits: list[Tensor]
     images: Tensor  # [n, d]
     captions: Tensor | None  # [n, d], where captions were given
+    scale: Tensor  # [1]
 
 
 class AttributeReader(nn.Module):
@@ -214,7 +216,7 @@ class AttributeReader(nn.Module):
         """
         images = inputs if inputs.ndim == 2 else self.embed_images(inputs)
         captions = None if caption_ids is None else self.embed_texts(caption_ids)
-        return Outputs(self.logits(images), images, captions)
+        return Outputs(self.logits(images), images, captions, self.scale)
 
     @property
     def device(self) -> torch.device:

@@ -153,8 +153,8 @@ class Trainer:
             groups=portion.groups.to(outputs.images.device),
             mine=slice(mine, mine + len(outputs.images)),
         )
-        bias = -OPENNESS * self.reader.scale.detach() - math.log(max(1, len(portion.groups) - 1))
-        contrast = contrastive_loss(pairing, self.reader.scale, bias, weights.form)
+        bias = -OPENNESS * outputs.scale.detach() - math.log(max(1, len(portion.groups) - 1))
+        contrast = contrastive_loss(pairing, outputs.scale, bias, weights.form)
         return loss + weights.contrastive * contrast / len(portion.groups)
 
     def train_step(self, portion: Portion) -> tuple[Tensor, Tensor, Verdict]:

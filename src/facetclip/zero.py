@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from facetclip.engine import Engine
 from facetclip.errors import UserError
 
+BUCKET = 50_000_000  # gradients that are sent at once; DeepSpeed's own half a billion would be a buffer of 2 GB, or two
 OFFLOAD = {"offload_optimizer": "OPTIMIZER", "offload_param": "PARAM"}  # section -> part of the launcher's variable
 
 
@@ -159,7 +160,12 @@ def zero_plugin(*, gpu: bool) -> DeepSpeedPlugin:
     given = launcher_config()
     stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     # Without contiguous gradients DeepSpeed (0.19.7) leaves those of a processor unreduced, and says nothing.
-    sharing: dict[str, Any] = {"stage": stage, "overlap_comm": gpu, "contiguous_gradients": True}
+    sharing: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": gpu,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": BUCKET,
+    }
     for section, part in OFFLOAD.items():
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none")
         if device not in ("none", "cpu"):
