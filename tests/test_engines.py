@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from fleet import FSDP2, launch_fleet, load_deepspeed
@@ -17,13 +18,15 @@ from test_trainer import Losses, make_run
 
 from facetclip.batches import PixelReader
 from facetclip.config import RunConfig
+from facetclip.errors import UserError
 from facetclip.index import open_index
 from facetclip.interruption import REQUEUE, Interrupted
-from facetclip.launch import make_accelerator
+from facetclip.launch import PRECISIONS, make_accelerator
 from facetclip.model import load_model
 from facetclip.runs import fit
 from facetclip.trainer import Trainer
 from facetclip.validation import logits_of
+from facetclip.zero import zero_plugin
 
 ROOT = Path(__file__).parents[1]
 ENGINES = {"alone": ("ddp", 1), "ddp": ("ddp", 2)} | {name: (name, 2) for name in ("fsdp2", "zero1", "zero2", "zero3")}
@@ -155,7 +158,7 @@ def test_sharded_modes_learn_as_one_process_does(shop: Path, mode: str) -> None:
     assert torch.tensor(found[0][1]).isfinite().all()
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
 def test_engines_train_in_bf16_with_weights_of_fp32(shop: Path, engine: str) -> None:
     gentle: dict[str, Any] = {"train": {"steps": 6}, "optimizer": {"lr": 0.005}}
     run, exact = run_of(shop, f"{engine} bf16", **gentle), run_of(shop, f"{engine} fp32", **gentle)
@@ -183,12 +186,22 @@ def test_an_update_left_out_leaves_no_trace_in_zero(shop: Path, engine: str) -> 
     [
         ("zero2", {}, {"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "gradient_clipping is 0.5 by the launcher and 1.0"),
         ("zero2", {}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps is 4.0 by the"),
-        ("zero2", {}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "ZeRO trains in bf16 or fp32"),
+        ("zero2", {}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
         ("zero2", {"optimizer": {"name": "muon"}}, {}, "needs whole matrices"),
         ("zero2", {"tuning": {"mode": "probe"}}, {}, "trains too little to shard"),
         ("zero3", {"train": {"average": 0.9}}, {}, "train.average needs whole weights"),
         ("zero4", {}, {}, "ZeRO stage 4 is not one of 1, 2 and 3"),
         ("ddp", {"train": {"precision": "bf16"}}, {}, "precision is fp32 by the launcher and bf16 by the run file"),
+        ("ddp", {}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
+        ("fsdp2", {}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
+        ("ddp", {}, {"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp8"),
+        ("fsdp2", {"train": {"precision": "bf16"}}, {}, "precision is fp32 by the launcher and bf16 by the run file"),
+        (
+            "zero1",
+            {"train": {"precision": "fp32"}},
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            "precision is bf16 by the launcher and fp32 by the run file",
+        ),
         ("ddp", {}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}, "accumulation_steps is 2.0 by the launcher and 1"),
     ],
 )
@@ -204,11 +217,30 @@ def test_a_launcher_that_contradicts_the_run_file_is_refused_before_training(
     assert "UserError" in ended.errors[0]
 
 
+def test_fp16_under_zero_is_refused_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(UserError, match="ZeRO trains in bf16 or fp32"):
+        zero_plugin(gpu=True)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_configuration_says_its_precision(name: str) -> None:
+    text = (ROOT / "accelerate_configs" / f"{name}.yaml").read_text()
+    stated = yaml.safe_load(text)["mixed_precision"]
+    assert stated in PRECISIONS
+    assert f"in {PRECISIONS[stated]}" in text.partition("compute_environment")[0].replace("\n# ", " ")
+
+
 def test_a_deepspeed_file_may_tune_the_engine_but_not_the_science(shop: Path, tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     run = run_of(shop, "ds file", train={"steps": 2})
     tuned = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 1000}, "train_batch_size": run.train.batch}
-    for given, message in [(tuned, ""), (tuned | {"train_batch_size": 7}, "train_batch_size is 7 by the launcher")]:
+    for given, message in [
+        (tuned, ""),
+        (tuned | {"train_batch_size": 7}, "train_batch_size is 7 by the launcher"),
+        (tuned | {"gradient_clipping": 0.5}, "gradient_clipping is 0.5 by the launcher and 1.0 by the run file"),
+        (tuned | {"bf16": {"enabled": True}}, "precision is bf16 by the DeepSpeed file and no by the launcher"),
+    ]:
         file.write_text(json.dumps(given))
         if not load_deepspeed():
             pytest.skip("DeepSpeed is not installed")

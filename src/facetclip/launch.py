@@ -23,6 +23,9 @@ UNSHARDED = ("zero_shot", "probe", "prompt")
 def make_accelerator() -> Accelerator:
     """The accelerator that the launcher set up; UserError where it is not the one that was asked for."""
     gpu, zero = torch.cuda.is_available(), _asked("DeepSpeed")
+    if not gpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+        # accelerate says nothing, and computes in fp32, or without scaling the loss
+        raise UserError("fp16 needs a GPU; use --mixed_precision bf16, or no for fp32")
     join_processes("nccl" if gpu else "gloo")
     try:
         if zero:
@@ -83,6 +86,9 @@ def make_engine(
 
 def precision_of(accelerator: Accelerator) -> Any:
     """What a forward pass computes in: `fp32`, `bf16` or `fp16`."""
+    plugin: Any = accelerator.state.deepspeed_plugin
+    if plugin is not None:  # of autocast within DeepSpeed accelerate does not know
+        return "bf16" if plugin.deepspeed_config["torch_autocast"]["enabled"] else "fp32"
     return PRECISIONS.get(accelerator.mixed_precision, accelerator.mixed_precision)
 
 

@@ -178,6 +178,12 @@ def zero_plugin(*, gpu: bool) -> DeepSpeedPlugin:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16":
         raise UserError("ZeRO trains in bf16 or fp32 here; use --mixed_precision bf16, or ddp.yaml for fp16")
+    for name in ("bf16", "fp16"):
+        if given.get(name, {}).get("enabled") is True and name != precision:
+            raise UserError(
+                f"precision is {name} by the DeepSpeed file and {precision} by the launcher (--mixed_precision): "
+                "take it out of the file, or make both the same"
+            )
     config = {
         "zero_optimization": sharing,
         "zero_allow_untested_optimizer": True,
