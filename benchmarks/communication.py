@@ -273,6 +273,23 @@ def table() -> list[dict[str, Any]]:
     return rows
 
 
+def markdown(model: Model, worlds: Sequence[int] = (2, 4, 8, 16, 32, 64)) -> list[str]:
+    """The tables of docs/cluster.md, line by line: memory, and what a step sends with the modelled milliseconds."""
+    lines = ["| GPUs | " + " | ".join(ENGINES) + " |", "|---|" + "---|" * len(ENGINES)]
+    for world in worlds:
+        found = [f"{memory(model, engine, world) / GIB:.1f}" for engine in ENGINES]
+        lines.append(f"| {world} | " + " | ".join(found) + " |")
+    lines += ["", *lines[:2]]
+    for world in worlds:
+        found = []
+        for engine in ENGINES:
+            told = row(model, engine, world, "bf16", 0)
+            fast, _, slow = told["ms, modelled, nothing hidden"].values()
+            found.append(f"{told['MB sent by each GPU']:.0f} MB in {told['collectives']}; {fast:.1f}, {slow:.0f} ms")
+        lines.append(f"| {world} | " + " | ".join(found) + " |")
+    return lines
+
+
 def main() -> None:
     from benchmarks.counted import compare
     from benchmarks.measuring import environment, write_result
@@ -292,8 +309,8 @@ def main() -> None:
         "table": table(),
     }
     write_result(args.out, result)
-    for line in result["table"]:
-        print(line)
+    for model in published():
+        print(model.name, *markdown(model), sep="\n")
 
 
 if __name__ == "__main__":

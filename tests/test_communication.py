@@ -11,6 +11,7 @@ from benchmarks.communication import (
     Collective,
     Engine,
     Precision,
+    markdown,
     memory,
     published,
     seconds,
@@ -92,3 +93,10 @@ def test_sharding_saves_memory_where_the_state_is_large() -> None:
 
 def test_the_formula_and_the_engine_mean_the_same_buckets() -> None:
     assert ZERO_BUCKET == BUCKET
+
+
+def test_the_page_shows_the_tables_of_the_script() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cluster.md").read_text()
+    for model in MODELS:
+        assert "\n".join(markdown(model)[:8]) in page
+        assert "\n".join(markdown(model)[9:]) in page
