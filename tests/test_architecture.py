@@ -31,6 +31,7 @@ LAYERS = [
         "review",
         "corrections",
         "inspection",
+        "label_next",
         "filling",
     },
     {"launch", "finishing", "features", "step_log"},

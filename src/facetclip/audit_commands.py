@@ -1,4 +1,4 @@
-"""The verbs that look for what a person should judge: audit."""
+"""The verbs that look for what a person should judge: audit, next."""
 
 import argparse
 from collections import Counter
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from facetclip.audit import FLAGS, FOLDS, MOST, AuditSpec, audit
 from facetclip.config import read_run
+from facetclip.label_next import label_next
+from facetclip.registry import resolve_model
 from facetclip.report import text_table
 
 
@@ -38,4 +40,20 @@ def run_audit(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"audit": (add_audit, run_audit)}
+def add_next(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip next`."""
+    parser.add_argument("shards", type=Path, help="the shard folder of the catalog")
+    parser.add_argument("--model", required=True, help="a model folder, a hub id or models:/NAME@ALIAS")
+    parser.add_argument("--n", type=int, default=100, help="photos to label")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for the queue")
+
+
+def run_next(args: argparse.Namespace) -> int:
+    """Write the queue of photos to label."""
+    count = label_next(args.shards, resolve_model(args.model), args.out, count=args.n)
+    if count is not None:
+        print(f"{args.out}: {count} photos to label; facetclip review {args.out} --out label.html")
+    return 0
+
+
+COMMANDS = {"audit": (add_audit, run_audit), "next": (add_next, run_next)}

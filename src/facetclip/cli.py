@@ -25,6 +25,7 @@ VERBS = {
     "extract": ("model_commands", "read every attribute of every item"),
     "fill": ("model_commands", "fill the catalog's gaps where the photos are sure enough"),
     "audit": ("audit_commands", "find the cells that the photos contradict"),
+    "next": ("audit_commands", "which photos to label next"),
     "review": ("review_commands", "suggestions as a page on which a person decides"),
     "apply": ("review_commands", "write the catalog with what was decided"),
     "promote": ("model_commands", "make the challenger the champion if it is better"),
