@@ -42,6 +42,7 @@ LAYERS = [
     | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures", "agreement", "goodput"}
     | {
         "photo_flags",
+        "model_card",
         "pictures",
         "spool",
         "tars",

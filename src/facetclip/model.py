@@ -19,10 +19,12 @@ from facetclip.calibration import Calibration
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import Fit
+from facetclip.model_card import model_card
 from facetclip.schema import Schema, spans
 
 Prompts = Sequence[Sequence[str]]
 
+PAGE = "README.md"
 CARD = "facetclip.json"  # what our model folders hold beside the Hugging Face files
 HEAD = "head.safetensors"  # classifier and bias, where there are any
 STARTER = Path(__file__).parent / "starter"
@@ -57,6 +59,13 @@ class ModelCard:
         """The card as JSON text."""
         card = asdict(self) | {"schema": json.loads(self.schema.to_json()) if self.schema else None}
         return json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+
+    def page(self, schema: Schema) -> str:
+        """The card as a page for a person, about a model that reads `schema`."""
+        made = {"start": self.start, "data digest": self.data_digest} | self.metrics
+        return model_card(
+            schema, origin=made, calibration=self.calibration, cutoffs=self.cutoffs, by_product=self.by_product
+        )
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelCard":
@@ -325,7 +334,9 @@ def save_model(
     write_whole(folder / "preprocessor_config.json", _processor_json(reader.preprocessing))
     if "classifier" in head or head["bias"].any():
         write_whole(folder / HEAD, save(head))
-    write_whole(folder / CARD, (card or reader.card).to_json().encode())
+    card = card or reader.card
+    write_whole(folder / PAGE, card.page(reader.schema).encode())
+    write_whole(folder / CARD, card.to_json().encode())
     write_whole(folder / "model.safetensors", save(stored, metadata={"format": "pt"}))
     return folder
 
