@@ -16,7 +16,7 @@ tags: [clip, product-attributes, facetclip]
 
 # A reader of product attributes
 
-A CLIP that reads the attributes below off product photos. `transformers` loads its towers as any other CLIP's; `facetclip
+A CLIP that reads the attributes below off product photos. `transformers` loads its towers as any other; `facetclip
 extract` and the registered MLflow model read attributes with it, by the prompts, calibration and cut-offs in
 `facetclip.json`.
 
