@@ -35,8 +35,8 @@ LAYERS = [
         "filling",
     },
     {"launch", "finishing", "features", "step_log"},
-    {"zero"},
-    {"engine"},
+    {"zero", "claims"},
+    {"engine", "slices"},
     {"feed"},
     {"scores", "sources", "validation", "batches", "model", "scratch", "tuning", "losses", "optimizers", "averaging"}
     | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures", "agreement", "goodput"}
@@ -76,14 +76,25 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"fetching"},
-    {"files", "faults", "page", "addresses"},
+    {"files", "faults", "page", "addresses", "portions"},
     {"errors", "__init__"},
 ]
 OWNERS = {
     "mlflow": {"tracking", "registry", "pyfunc_model"},
     "webdataset": {"shards", "tars"},
     "datasets": {"catalog"},
-    "pyarrow": {"catalog", "corrections", "filling", "splits", "shards", "tars", "index", "sources", "extract"},
+    "pyarrow": {
+        "catalog",
+        "corrections",
+        "filling",
+        "splits",
+        "shards",
+        "slices",
+        "tars",
+        "index",
+        "sources",
+        "extract",
+    },
     "accelerate": {"trainer", "launch", "engine", "zero", "step_log", "validation", "features", "extract", "runs"}
     | {"audit"},
     "deepspeed": {"zero"},

@@ -23,7 +23,8 @@ from facetclip.fetching import Patience
 from facetclip.images import CODES, BadImage, encode_jpeg
 from facetclip.index import INDEX_NAME
 from facetclip.schema import Schema
-from facetclip.shards import PARTS, ShardSpec, build_shards
+from facetclip.shards import ShardSpec, build_shards
+from facetclip.slices import PARTS
 
 SCHEMA = Schema.model_validate(
     {

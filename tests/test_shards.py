@@ -1,5 +1,4 @@
 import csv
-import fcntl
 import io
 import json
 import os
@@ -14,90 +13,25 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from strange_shop import ROWS, SCHEMA, STRANGE_IDS, build, contents, make_shop, photo, spec, write_photo
 
 from facetclip import faults
 from facetclip.catalog import Catalog, read_catalog
+from facetclip.claims import lease_path
 from facetclip.errors import UserError
 from facetclip.images import BadImage, encode_jpeg, read_rgb, verdict
 from facetclip.index import INDEX_NAME, open_index
+from facetclip.lease import Lease
+from facetclip.portions import WHOLE
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
-from facetclip.shards import PARTS, QUARANTINE, ShardSpec, build_shards
+from facetclip.shards import QUARANTINE, build_shards
+from facetclip.slices import PARTS
 from facetclip.tars import read_part
-
-SCHEMA = Schema.model_validate(
-    {
-        "columns": {"item": "sku", "product": "style", "image": "photo", "title": "name"},
-        "attributes": {
-            "category": {"column": "category", "values": ["top", "pants"]},
-            "sleeve": {"column": "sleeve", "values": ["long", "no"], "applies_where": {"category": ["top"]}},
-            "material": {"column": "material", "values": ["wool", "silk", "yes"], "separator": "|"},
-        },
-    }
-)
-STRANGE_IDS = [
-    "AB.12",
-    "AB.13",
-    "AB",
-    "rot/groß",
-    "../../etc",
-    "名前 1",
-    "x" * 300,
-    "a b\n",
-    "=1+1",
-    "%2E",
-    "a.jpg",
-    ".",
-]
-ROWS = 40
-
-
-def photo(number, width=90, height=70):
-    draw = np.random.default_rng(number)
-    return Image.fromarray(draw.integers(0, 255, (7, 9, 3), dtype=np.uint8)).resize((width, height))
-
-
-def write_photo(path, number):
-    """Mostly JPEG, some large, some of other kinds."""
-    if number % 7 == 3:
-        photo(number).save(path, "PNG")
-    elif number % 7 == 5:
-        photo(number).save(path, "WEBP")
-    else:
-        path.write_bytes(encode_jpeg(photo(number, 300, 400) if number % 3 else photo(number)))
 
 
 @pytest.fixture
 def shop(tmp_path):
-    """A catalog of ROWS rows with strange ids, blank cells and rules, and its photos."""
-    root = tmp_path / "photos"
-    (root / "a").mkdir(parents=True)
-    with (tmp_path / "catalog.csv").open("w", newline="", encoding="utf-8") as out:
-        table = csv.writer(out)
-        table.writerow(["sku", "style", "photo", "name", "category", "sleeve", "material"])
-        for number in range(ROWS):
-            write_photo(root / "a" / f"{number}.jpg", number)
-            sku = STRANGE_IDS[number] if number < len(STRANGE_IDS) else f"S-{number}"
-            category = ["top", "pants", "Top", ""][number % 4]
-            cells = [
-                ["long", "no", "N/A", "odd"][number % 4 if number % 5 else 0],
-                ["wool|yes", "silk", ""][number % 3],
-            ]
-            name = f"Größe {number}" if number % 6 else ""
-            table.writerow([sku, f"P{number // 2}", f"a/{number}.jpg", name, category, *cells])
-    return tmp_path
-
-
-def spec(shop, out="shards", **more):
-    return ShardSpec(**{"out": shop / out, "images": shop / "photos", "resize": 64, "samples_per_shard": 9, **more})
-
-
-def build(shop, out="shards", *, schema=SCHEMA, **more):
-    return build_shards(read_catalog(str(shop / "catalog.csv")), schema, spec(shop, out, **more))
-
-
-def contents(folder):
-    """Every file under a folder, by its relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return make_shop(tmp_path)
 
 
 def streamed(folder, monkeypatch):
@@ -321,11 +255,10 @@ def test_a_folder_with_other_things_in_it_is_refused(shop):
 
 
 def test_two_builds_in_one_folder_are_refused(shop):
-    (shop / "shards" / PARTS).mkdir(parents=True)
-    with (shop / "shards" / PARTS / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another facetclip shard"):
-            build(shop)
+    lease = Lease(lease_path(shop / "shards" / PARTS, WHOLE), "")
+    with pytest.raises(UserError, match="is packing part 0/1"):
+        build(shop)
+    lease.release()
     assert build(shop).samples == ROWS
 
 

@@ -18,9 +18,10 @@ from facetclip.files import write_whole
 from facetclip.index import open_index
 from facetclip.infer import infer_schema
 from facetclip.inspection import describe, draw_sheets, verify
+from facetclip.portions import WHOLE, launched_portion, parse_portion
 from facetclip.render import ATTRIBUTES, RenderSpec, render_catalog
 from facetclip.schema import read_schema
-from facetclip.shards import ShardSpec, build_shards
+from facetclip.shards import ShardReport, ShardSpec, build_portion, build_shards
 from facetclip.splits import parse_shares
 
 CORES = os.cpu_count() or 1
@@ -147,7 +148,13 @@ def add_shard(parser: argparse.ArgumentParser) -> None:
     _add_catalog(parser)
     parser.add_argument("--out", type=Path, required=True, help="the shard folder; the same command goes on in it")
     parser.add_argument("--resize", type=int, help="pixels of the shorter edge; the original bytes where not given")
-    parser.add_argument("--workers", type=int, default=CORES, help="processes")
+    parser.add_argument("--workers", type=int, help="processes; all cores, shared among a launcher's ranks")
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="pack every N-th shard from I = 0 to N - 1 on; the last part to end writes the index. Without it as the "
+        "launcher (RANK, WORLD_SIZE) or a SLURM array says, else all",
+    )
 
 
 def run_shard(args: argparse.Namespace) -> int:
@@ -158,19 +165,31 @@ def run_shard(args: argparse.Namespace) -> int:
         resize=args.resize,
         seed=args.seed,
         shares=parse_shares(args.shares),
-        workers=args.workers,
+        workers=max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if args.workers is None else args.workers,
         max_bad=args.max_bad,
         fetch=_fetch_spec(args),
     )
-    catalog = read_catalog(args.catalog, split=args.dataset_split)
-    report = build_shards(catalog, read_schema(args.schema), spec, progress=_progress if sys.stderr.isatty() else None)
+    catalog, schema = read_catalog(args.catalog, split=args.dataset_split), read_schema(args.schema)
+    portion = parse_portion(args.part) if args.part else launched_portion(os.environ)
+    progress = _progress if sys.stderr.isatty() else None
+    if portion == WHOLE:
+        report = build_shards(catalog, schema, spec, progress=progress)
+    else:
+        report = build_portion(catalog, schema, spec, portion, progress=progress)
+    if report is None:
+        print(f"{args.out}: part {portion} is packed; the part that ends last writes the index")
+        return 0
+    _print_shards(report)
+    return 0
+
+
+def _print_shards(report: ShardReport) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in report.splits.items())
     print(f"{report.folder}: {report.samples} items in {report.shards} shards ({splits})")
     for name, count in report.unknown_cells.items():
         print(f"{name}: {count} cells that the schema does not explain count as unlabelled; facetclip check lists them")
     for code, count in report.bad.items():
         print(f"{count} rows left out: {code}; see {report.folder / 'quarantine.csv'}")
-    return 0
 
 
 def _progress(done: int, whole: int) -> None:

@@ -39,6 +39,20 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_once(path: Path, content: bytes) -> bytes:
+    """`content` as the file `path` unless it exists; what it holds, which of several processes is the first one's."""
+    if not path.exists():
+        beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        write_whole(beside, content)
+        try:
+            path.hardlink_to(beside)
+        except FileExistsError:
+            pass
+        finally:
+            beside.unlink()
+    return path.read_bytes()
+
+
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
     """A folder to fill beside `target`, which it replaces when the block ends well; else nothing has changed."""

@@ -1,4 +1,4 @@
-"""One launch of a run at a time: a lease in the run folder, renewed while its holder lives.
+"""One process at a time: a lease in a file, renewed while its holder lives.
 
 On one machine the kernel's lock on the file decides, and it falls with its holder. Across machines locks are not to be
 trusted on every file system, so the file also says who holds it and when that was last renewed.
@@ -10,53 +10,53 @@ import os
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from facetclip.errors import UserError
 
 LEASE = "lease.json"
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # a holder on another machine that has not renewed it for so long is gone
+LOOKED_AT = 0.5  # seconds for which the lock may be taken by processes that only look
 
 
-class RunLease:
-    """Holds `folder/lease.json` until `release`; UserError naming the holder where another launch has it."""
+class Held(UserError):
+    """Another process has the lease."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / LEASE
-        self._file = self.path.open("a+b", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            held = self._holder()
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, in words."""
+
+    who: str
+
+    def refusal(self, folder: Path, doing: str) -> Held:
+        """What to tell whoever comes second; `doing` says what the holder does, and what to do about it."""
+        return Held(f"{folder}: {self.who} {doing}")
+
+
+class Lease:
+    """Holds `path` until `release`; Held, with `doing`, where another process has it."""
+
+    def __init__(self, path: Path, doing: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("a+b", buffering=0)
+        held = _holder(self._file, path, patience=LOOKED_AT)
+        if held is not None:
             self._file.close()
-            raise self._refusal(held) from None
-        held = self._holder()
-        if held.get("host") not in (None, socket.gethostname()) and time.time() - held["renewed"] < STALE_AFTER:
-            self._file.close()
-            raise self._refusal(held)
+            raise held.refusal(path.parent, doing)
         self._ended = threading.Event()
         self._write()
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
     def release(self) -> None:
-        """Let another launch have it."""
+        """Let another have it."""
         self._ended.set()
         os.ftruncate(self._file.fileno(), 0)
         self._file.close()
-
-    def _holder(self) -> dict:
-        try:
-            return json.loads(self.path.read_bytes())
-        except ValueError:  # empty, or half written by a machine that died
-            return {}
-
-    def _refusal(self, held: dict) -> UserError:
-        who = f"process {held['pid']} on {held['host']}" if held else "another process"
-        return UserError(
-            f"{self.path.parent}: {who} is training this run; wait for it, stop it, or take another output.folder"
-        )
 
     def _write(self) -> None:
         content = {"host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
@@ -69,3 +69,50 @@ class RunLease:
                 self._write()
             except (OSError, ValueError):  # released meanwhile, or the disk is full: the lock still holds
                 return
+
+
+class RunLease(Lease):
+    """The lease of a run folder: one launch trains it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / LEASE, "is training this run; wait for it, stop it, or take another output.folder")
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds the lease `path` now, if anyone."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            return _holder(file, path, patience=0.0)
+    except FileNotFoundError:
+        return None
+
+
+def _holder(file: IO[bytes], path: Path, *, patience: float) -> Holder | None:
+    """Who else holds the lease; None leaves its lock with `file`."""
+    end = time.monotonic() + patience
+    while not _locked(file):
+        if time.monotonic() >= end:
+            return Holder(_named(_content(path)) or "another process")
+        time.sleep(0.05)
+    held = _content(path)
+    elsewhere = held.get("host") not in (None, socket.gethostname())
+    return Holder(_named(held)) if elsewhere and time.time() - held["renewed"] < STALE_AFTER else None
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _content(path: Path) -> dict:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:  # empty, or half written by a machine that died
+        return {}
+
+
+def _named(held: dict) -> str:
+    return f"process {held['pid']} on {held['host']}" if held else ""

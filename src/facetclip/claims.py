@@ -1,0 +1,61 @@
+"""Who packs what in a shard folder: each process holds a lease of its portion, on whatever machine it runs.
+
+Portions of the same division never touch the same shard. Anything else that would (the same portion twice, another
+division, the last step, which takes the whole) is refused while it is held.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from facetclip.errors import UserError
+from facetclip.files import write_once
+from facetclip.index import INDEX_NAME
+from facetclip.lease import Lease, holder
+from facetclip.portions import WHOLE, Portion
+from facetclip.slices import PARTS, Build
+
+OTHER = "another catalog, schema or setting"
+_LEASE = re.compile(r"part-(\d+)-of-(\d+)\.lease")
+_LEFT = re.compile(r"\.shard-(\d+)\..*\.tmp")
+
+
+@contextmanager
+def claimed(build: Build, portion: Portion) -> Iterator[None]:
+    """Holds the shards of `portion`, cleared of what an interrupted write left.
+
+    UserError where the folder holds anything else; Held where another process may be writing the same shards.
+    """
+    out, parts = build.spec.out, build.spec.out / PARTS
+    strange = out.exists() and any(out.iterdir()) and not parts.is_dir()
+    if strange and not (out / INDEX_NAME).exists():  # or another portion wrote the index and cleared up just now
+        raise UserError(f"{out}: not empty, and not an unfinished build of shards; use another --out")
+    lease = Lease(lease_path(parts, portion), f"is packing part {portion} of these shards; wait for it to end")
+    try:
+        _refuse_others(parts, portion)
+        plan = write_once(parts / "plan.json", json.dumps({"build": build.digest}).encode())
+        if json.loads(plan)["build"] != build.digest:
+            raise UserError(f"{out}: holds an unfinished build of {OTHER}; delete it or use another --out")
+        for left in (*out.glob(".*.tmp"), *parts.glob(".*.tmp")):
+            shard = _LEFT.fullmatch(left.name)
+            if portion == WHOLE or (shard and int(shard[1]) % portion.of == portion.number):
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        lease.release()
+
+
+def lease_path(parts: Path, portion: Portion) -> Path:
+    """Where the holder of a portion says so."""
+    return parts / f"part-{portion.number}-of-{portion.of}.lease"
+
+
+def _refuse_others(parts: Path, own: Portion) -> None:
+    """Held where a process holds a portion of another division: both see the other when they start at once."""
+    for path in sorted(parts.glob("*.lease")):
+        named = _LEASE.fullmatch(path.name)
+        other = Portion(int(named[1]), int(named[2])) if named else own
+        if other.of != own.of and (found := holder(path)) is not None:
+            raise found.refusal(path.parent, f"is packing part {other} of these shards; wait for it to end")

@@ -1,0 +1,225 @@
+"""Which rows each shard of a build holds: decided up front from the catalog, schema and settings, before any is packed.
+
+So every process, on whatever machine, knows the same slices by itself.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from facetclip.catalog import Catalog, encode_labels
+from facetclip.downloads import FetchSpec
+from facetclip.errors import UserError
+from facetclip.index import canonical
+from facetclip.portions import WHOLE, Portion
+from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
+from facetclip.splits import Shares, assign_splits
+from facetclip.tars import Slice
+
+PARTS = ".parts"
+DOWNLOADS = "downloads"
+RESIZED_PER_SHARD = 5000  # some 80 MB at 256 pixels
+ORIGINALS_PER_SHARD = 1000
+FEWEST_PER_SHARD = 64
+FEWEST_SHARDS = 16  # where there are rows enough, so that several processes have work
+SMALLEST_RESIZE = 32
+FORMAT = "facetclip-shards-1"
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """How a catalog is sharded. `workers` and `max_bad` change how a build runs, never what it writes."""
+
+    out: Path
+    images: Path | None = None  # the root that the image column's paths are under; None where images are embedded
+    resize: int | None = None  # pixels of the shorter edge; None keeps the original bytes
+    seed: int = 0
+    shares: Shares = field(default_factory=Shares)
+    samples_per_shard: int | None = None
+    workers: int = 1
+    max_bad: float = 0.01
+    fetch: FetchSpec | None = None  # how images named by URL are had; None refuses them
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The catalog as the shards will hold it, one entry a catalog row."""
+
+    items: pa.ChunkedArray
+    products: pa.ChunkedArray
+    titles: pa.ChunkedArray | None
+    images: pa.ChunkedArray
+    splits: np.ndarray
+    labels: dict[str, np.ndarray]
+    unknown_cells: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build: pure facts, from which every slice follows."""
+
+    rows: Rows
+    schema: Schema
+    spec: ShardSpec
+    per_shard: int
+    digest: str
+    portion: Portion = WHOLE
+
+    @property
+    def count(self) -> int:
+        """How many shards there will be."""
+        return -(-len(self.rows.items) // self.per_shard)
+
+    @property
+    def most_bad(self) -> int:
+        """How many images may be left out; never all of them."""
+        rows = len(self.rows.items)
+        return min(rows - 1, int(self.spec.max_bad * rows))
+
+    @property
+    def numbers(self) -> range:
+        """The shards that this process packs."""
+        return self.portion.among(self.count)
+
+    def part(self, number: int) -> Path:
+        """Where shard `number` says what it holds, until the index does."""
+        return self.spec.out / PARTS / f"shard-{number:06d}.parquet"
+
+    @property
+    def downloads(self) -> Path | None:
+        """Where images named by URL are fetched to."""
+        fetch = self.spec.fetch
+        own = f"{DOWNLOADS}-{self.portion.number}-of-{self.portion.of}"  # two would spoil each other's half files
+        return None if fetch is None else fetch.folder or self.spec.out / PARTS / own
+
+    def slice(self, number: int) -> Slice:
+        """The rows of shard `number`."""
+        first = number * self.per_shard
+        rows, cut = self.rows, partial(_cut, first=first, length=self.per_shard)
+        return Slice(
+            tar=self.spec.out / f"shard-{number:06d}.tar",
+            part=self.part(number),
+            digest=self.digest,
+            schema=self.schema,
+            images_root=self.spec.images,
+            downloads=self.downloads,
+            resize=self.spec.resize,
+            first=first,
+            items=cut(rows.items),
+            products=cut(rows.products),
+            titles=None if rows.titles is None else cut(rows.titles),
+            images=[image_of(cell) for cell in cut(rows.images)],
+            splits=rows.splits[first : first + self.per_shard],
+            labels={name: labels[first : first + self.per_shard] for name, labels in rows.labels.items()},
+        )
+
+
+def _check_spec(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Portion) -> None:
+    catalog.require_columns(schema)
+    for name, value, least in (
+        ("resize", spec.resize, SMALLEST_RESIZE),
+        ("workers", spec.workers, 1),
+        ("samples per shard", spec.samples_per_shard, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name}: expected at least {least}, found {value}")
+    if portion != WHOLE and spec.fetch is not None and spec.fetch.folder is not None:
+        raise UserError("--downloads: parts cannot share one folder; leave it out, or shard without --part")
+    column = schema.columns.image
+    if spec.images is None and spec.fetch is None and pa.types.is_string(catalog.table.column(column).type):
+        raise UserError(
+            f"{catalog.name}: column {column!r} holds paths; give the folder that they are under "
+            "(--images), or --fetch-urls where they are URLs"
+        )
+    if spec.images is not None and not spec.images.is_dir():
+        raise UserError(f"{spec.images}: expected the folder of the images (--images), found no folder")
+
+
+def _read_rows(catalog: Catalog, schema: Schema, spec: ShardSpec) -> Rows:
+    columns = schema.columns
+    items, products = _ids(catalog, columns.item), _ids(catalog, columns.product)
+    _check_unique(catalog, items)
+    labels, unknown = {}, {}
+    for name, column in encode_labels(catalog, schema).items():
+        strange = column == UNKNOWN_VALUE
+        labels[name] = np.where(strange, UNLABELLED, column).astype(column.dtype)
+        unknown |= {name: int(strange.sum())} if strange.any() else {}
+    return Rows(
+        items=items,
+        products=products,
+        titles=None if columns.title is None else catalog.table.column(columns.title),
+        images=catalog.table.column(columns.image),
+        splits=assign_splits(catalog, schema, seed=spec.seed, shares=spec.shares),
+        labels=labels,
+        unknown_cells=unknown,
+    )
+
+
+def _ids(catalog: Catalog, column: str) -> pa.ChunkedArray:
+    """A column in which every row must say something."""
+    cells = catalog.table.column(column).cast(pa.large_string())
+    trimmed = pc.call_function("utf8_trim_whitespace", [cells])
+    empty = pc.call_function("binary_length", [trimmed]).fill_null(0).to_numpy() == 0
+    if empty.any():
+        raise UserError(
+            f"{catalog.where(int(empty.argmax()))}: column {column!r} is empty; every row needs an id there"
+        )
+    return cells
+
+
+def _check_unique(catalog: Catalog, items: pa.ChunkedArray) -> None:
+    codes = codes_of(items)
+    if len(codes) and codes.max() + 1 < len(codes):
+        seen, first = np.unique(codes, return_index=True)
+        again = np.setdiff1d(np.arange(len(codes)), first)[0]
+        before = first[seen == codes[again]][0]
+        raise UserError(
+            f"{catalog.where(int(again))}: item id {items[int(again)].as_py()!r} is already in row "
+            f"{catalog.row_number(int(before))}; ids must be unique"
+        )
+
+
+def codes_of(text: pa.ChunkedArray) -> np.ndarray:
+    """int32: the same number for the same text, counted by first appearance."""
+    return text.combine_chunks().dictionary_encode().indices.to_numpy()
+
+
+def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Portion = WHOLE) -> Build:
+    """The build of these inputs; UserError where they cannot be sharded."""
+    _check_spec(catalog, schema, spec, portion)
+    rows = _read_rows(catalog, schema, spec)
+    most = ORIGINALS_PER_SHARD if spec.resize is None else RESIZED_PER_SHARD
+    per_shard = spec.samples_per_shard or max(FEWEST_PER_SHARD, min(most, -(-len(rows.items) // FEWEST_SHARDS)))
+    total = hashlib.sha256()
+    facts = [
+        FORMAT,
+        schema.to_json(),
+        spec.resize,
+        spec.seed,
+        str(spec.shares),
+        per_shard,
+        *([DOWNLOADS] if spec.fetch else []),
+    ]
+    total.update(json.dumps(facts).encode())
+    images = rows.images.flatten() if pa.types.is_struct(rows.images.type) else [rows.images]
+    for column in (rows.items, rows.products, *([] if rows.titles is None else [rows.titles]), *images):
+        for part in canonical(column):
+            total.update(part)
+    for numbers in (rows.splits, *rows.labels.values()):
+        total.update(numbers.tobytes())
+    return Build(rows, schema, spec, per_shard, total.hexdigest(), portion)
+
+
+def _cut(column: pa.ChunkedArray, first: int, length: int) -> list:
+    return column.slice(first, length).to_pylist()
+
+
+def image_of(cell: str | bytes | dict | None) -> str | bytes | None:
+    """The bytes of an embedded image, else a reference."""
+    return (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
