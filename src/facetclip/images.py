@@ -5,9 +5,12 @@ Every refusal is a `BadImage` with a stable reason code (`CODES`). JPEGs are dec
 and refused for whatever libjpeg warns of, which Pillow passes over; Pillow reads all headers and decodes the rest.
 """
 
+import ctypes
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +30,8 @@ MOST_BYTES = 128 << 20
 MOST_SCANNED = 1_000_000_000  # pixels times scans of a progressive JPEG; a scan without content takes 0.6 ns a pixel
 FEWEST_PIXELS = 8  # of the shorter edge: less cannot show an attribute
 MOST_ASPECT = 20  # longer edge / shorter edge
-SPARES = ((4, 3.0), (2, 1.5))  # a JPEG decoded at 1/4 or 1/2 keeps this many times the target: PSNR stays over 35 dB
+SPARES = ((2, 3.0), (3, 2.1), (4, 1.5))  # at so many eighths of its size a JPEG keeps this many times the target: 35 dB
+WHOLE, LEAST = 8, 1  # eighths
 GAP = 1.2  # `shrink` averages whole pixels as long as this many times the target is left: 40 dB, half the time
 LONGEST = 4  # `shrink` keeps the longer edge within this many times the asked size
 QUALITY = 92
@@ -73,6 +77,12 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers in glibc
+_KEPT_BYTES = 64 << 20
+
+if hasattr(ctypes.CDLL(None), "mallopt"):  # or each photo's 12 MB go back to the system and come again: 30% of the time
+    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 32 << 20)
+    ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would turn garbage into grey areas without a word
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is a BadImage: MOST_PIXELS is lower than Pillow's cap
 
@@ -127,7 +137,7 @@ def verdict(data: bytes, *, decode: bool = False) -> BadImage | None:
     try:
         image = _open(data)
         if decode:
-            _rgb(image, _decoded(data, image, scale=8), colours=False)  # all of a JPEG, at an eighth of its size
+            _rgb(image, _decoded(data, image, LEAST), colours=False)  # all of a JPEG, at an eighth of its size
     except BadImage as bad:
         return bad
     return None
@@ -141,14 +151,25 @@ def suffix(data: bytes) -> str:
 def read_rgb(data: bytes, *, at_least: int | None = None) -> Image.Image:
     """The upright image in sRGB over white; BadImage when it cannot be decoded whole.
 
-    With `at_least`, the pixels that its shorter edge will be resized to, a large JPEG comes at 1/2 or 1/4 of its size,
-    which gives nearly the same result at half the time (SPARES; measured by benchmarks/data/decoders.py).
+    With `at_least`, the pixels that its shorter edge will be resized to, a large JPEG comes at a part of its size,
+    which gives nearly the same result at half the time (SPARES; docs/log.md has the numbers).
     """
     image = _open(data)
-    pixels = _decoded(data, image, 1 if at_least is None else _scale(image, at_least))
+    pixels = _decoded(data, image, _eighths(image, at_least))
     if at_least is not None and image.info.get("icc_profile"):
         pixels = _halved(pixels, at_least)  # or the profile of a large image would take seconds
     return _rgb(image, pixels)
+
+
+def read_pixels(data: bytes, *, at_least: int | None = None) -> np.ndarray:
+    """What `read_rgb` gives, as uint8 [height, width, 3]; a JPEG as cameras and shops make them goes no detour."""
+    image = _open(data)
+    if image.format in _JPEG and image.mode == "RGB" and not image.info.get("icc_profile"):
+        pixels = _decoded_jpeg(data, image, _eighths(image, at_least))
+        if (turn := _TURNS.get(_orientation(image))) is None:
+            return pixels
+        return np.asarray(Image.fromarray(pixels).transpose(turn))
+    return np.asarray(read_rgb(data, at_least=at_least))
 
 
 def shrunk(width: int, height: int, size: int) -> tuple[int, int]:
@@ -177,7 +198,7 @@ def shrunk_image(data: bytes, size: int) -> tuple[bytes, Image.Image]:
     """What `shrink` gives, and the picture that it shows, for whoever looks at it without decoding it again."""
     image = _open(data)
     before, shape = image.size, shrunk(*image.size, size)
-    pixels = _decoded(data, image, _scale(image, min(shape)))
+    pixels = _decoded(data, image, _eighths(image, min(shape)))
     turn = _orientation(image)
     if image.info.get("icc_profile"):
         pixels = _halved(pixels, min(shape))
@@ -248,33 +269,47 @@ def _unopened(data: bytes) -> BadImage:
     return BadImage("not_an_image", f"the bytes are not an image; they begin {start[:16]!r}")
 
 
-def _scale(image: Image.Image, at_least: int) -> int:
-    return next((scale for scale, spare in SPARES if min(image.size) >= scale * spare * at_least), 1)
+def _eighths(image: Image.Image, at_least: int | None) -> int:
+    """At how many eighths of its size a JPEG is decoded; three pay off only for progressive ones."""
+    if at_least is None:
+        return WHOLE
+    for eighths, spare in SPARES:
+        if min(image.size) * eighths >= WHOLE * spare * at_least and (eighths != 3 or image.info.get("progressive")):
+            return eighths
+    return WHOLE
 
 
-def _decoded(data: bytes, image: Image.Image, scale: int) -> Image.Image:
-    """The pixels of the opened image, decoded to its last byte; a JPEG at 1/scale of its size."""
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Whatever a decoder raises as a BadImage: OSError, SyntaxError, ValueError, struct.error, zlib.error ..."""
     try:
-        if image.format in _JPEG and image.mode in _CODED:
-            return _decoded_jpeg(data, image, scale)
-        image.load()
+        yield
     except MemoryError:
         raise
-    except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+    except Exception as error:
         said = str(error).lower()
         cut = isinstance(error, EOFError) or "truncated" in said or "premature end of jpeg" in said
         raise BadImage("truncated" if cut else "corrupt", f"cannot be decoded: {error}") from error
+
+
+def _decoded(data: bytes, image: Image.Image, eighths: int) -> Image.Image:
+    """The pixels of the opened image, decoded to its last byte; a JPEG at so many eighths of its size."""
+    if image.format in _JPEG and image.mode in _CODED:
+        found = _decoded_jpeg(data, image, eighths)
+        return Image.frombuffer(image.mode, found.shape[1::-1], found, "raw", _RAW[image.mode], 0, 1)
+    with _decoding():
+        image.load()
     return image
 
 
-def _decoded_jpeg(data: bytes, image: Image.Image, scale: int) -> Image.Image:
-    """What libjpeg-turbo makes of a JPEG; ValueError where it has a word to say, be it only a warning."""
-    width, height = (-(-edge // scale) for edge in image.size)
-    found = simplejpeg.decode_jpeg(data, _CODED[image.mode], min_width=width, min_height=height, min_factor=1)
-    size = (found.shape[1], found.shape[0])
-    if size != (width, height):
-        raise ValueError(f"expected {width} x {height} pixels, found {size[0]} x {size[1]}")
-    return Image.frombuffer(image.mode, size, found, "raw", _RAW[image.mode], 0, 1)
+def _decoded_jpeg(data: bytes, image: Image.Image, eighths: int) -> np.ndarray:
+    """What libjpeg-turbo makes of a JPEG, uint8 [height, width, channels]; refused for as much as a warning."""
+    width, height = (-(-edge * eighths // WHOLE) for edge in image.size)
+    with _decoding():
+        found = simplejpeg.decode_jpeg(data, _CODED[image.mode], min_width=width, min_height=height, min_factor=1)
+        if found.shape[:2] != (height, width):
+            raise ValueError(f"expected {width} x {height} pixels, found {found.shape[1]} x {found.shape[0]}")
+    return found
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,19 +1,19 @@
 """Photos as a model sees them: squares of pixels, resized by torch.
 
 torch's antialiased bicubic gives what Pillow's does within a level or two, in a quarter of the time
-(benchmarks/data/decoders.py). It stands apart from `images`, so that `check` and `shard` start without torch.
+(docs/log.md). It stands apart from `images`, so that `check` and `shard` start without torch.
 """
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from facetclip.images import Fit, read_rgb
+from facetclip.images import Fit, read_pixels
 
 
 def square_planes(data: bytes, size: int, fit: Fit) -> np.ndarray:
     """A photo's bytes as a model sees them, uint8 [3, size, size]; BadImage when they cannot be decoded."""
-    return to_square(np.asarray(read_rgb(data, at_least=size)), size, fit)
+    return to_square(read_pixels(data, at_least=size), size, fit)
 
 
 def to_square(pixels: np.ndarray, size: int, fit: Fit) -> np.ndarray:
