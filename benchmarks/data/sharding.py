@@ -1,149 +1,184 @@
-"""Sharding full-size photos against a plain script: `python benchmarks/sharding.py [--photos DIR] [--rounds 7]`.
+"""A catalog to resized shards: `python -m benchmarks.data.sharding --photos DIR --peers DIR [--rounds 5]`.
 
-The plain script opens each photo with Pillow, converts it to RGB, resizes it (bicubic, antialiased) to 256 pixels on
-its shorter edge, and writes JPEGs of the same quality with `webdataset.ShardWriter`. Both run in one process; what
-counts is processor time. Also measured: how close our photos are to a full decode, before both are JPEG again.
+From disk against the script that one writes with Pillow and `webdataset.ShardWriter`; from an HTTP server on loopback
+against img2dataset. Both give WebDataset tars of JPEGs of the same quality with 256 pixels on the shorter edge, by one
+process (and 16 threads for the network). What counts is processor time of the whole command, less that of the same
+command on a few rows: start-up is not counted for anybody. Without --peers, from disk alone.
 """
 
 import argparse
-import io
-import math
+import csv
+import json
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
+from benchmarks.data.peers import ROOT, interpreter, versions
+from benchmarks.measuring import environment, interleaved, ratio, write_result
+
+RESULT = ROOT / "benchmarks" / "results" / "sharding.json"
+ROWS, FEW = 288, 32
+THREADS = 16
+SCRIPT = """
+import csv
+import io
+import sys
+from pathlib import Path
 import webdataset
-from measuring import cpu_seconds, environment, interleaved, ratio, write_result
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
-from facetclip.catalog import Catalog
-from facetclip.images import QUALITY, read_rgb, shrunk
+if __name__ == "__main__":
+    with open(sys.argv[1], newline="", encoding="utf-8") as table, webdataset.ShardWriter(
+        f"{sys.argv[2]}-%06d.tar", maxcount=64, verbose=0
+    ) as writer:
+        for row in csv.DictReader(table):
+            image = Image.open(Path(sys.argv[4], row["image"])).convert("RGB")
+            scale = 256 / min(image.size)
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+            jpeg = io.BytesIO()
+            image.save(jpeg, "JPEG", quality=92, subsampling=0)
+            labels = {name: row[name] for name in ("item", "product", "sleeve")}
+            writer.write({"__key__": row["item"], "jpg": jpeg.getvalue(), "json": labels, "txt": row["title"]})
+"""
+PEER = """
+import sys
+from img2dataset import download
+
+if __name__ == "__main__":
+    download(
+        url_list=sys.argv[1], output_folder=sys.argv[2], processes_count=1, thread_count=int(sys.argv[3]),
+        input_format="csv", url_col="image", caption_col="title", save_additional_columns=["item", "product", "sleeve"],
+        output_format="webdataset", image_size=256, resize_mode="keep_ratio", resize_only_if_bigger=True,
+        encode_quality=92, number_sample_per_shard=10_000, disallowed_header_directives=[],
+    )
+"""
+OURS = """
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+from facetclip.catalog import read_catalog
+from facetclip.downloads import FetchSpec
 from facetclip.schema import Schema
 from facetclip.shards import ShardSpec, build_shards
 
-EDGE = 256
-ROWS = 256
-RESULT = Path(__file__).parent / "results" / "sharding.json"
-SCHEMA = Schema.model_validate(
-    {
-        "columns": {"item": "item", "product": "product", "image": "image", "title": "title"},
-        "attributes": {"sleeve": {"column": "sleeve", "values": ["long", "short"]}},
-    }
-)
-
-
-def synthetic(folder: Path) -> None:
-    """64 photos of about 1300 pixels, where no real ones are at hand: a textured shape on white."""
-    for number in range(64):
-        draw = np.random.default_rng(number)
-        cloth = Image.fromarray(draw.integers(40, 220, (650, 520, 3), dtype=np.uint8)).filter(
-            ImageFilter.GaussianBlur(1)
-        )
-        mask = Image.new("L", (1300, 1600))
-        ImageDraw.Draw(mask).polygon([tuple(point) for point in draw.integers(100, 1200, (7, 2)).tolist()], fill=255)
-        photo = Image.new("RGB", mask.size, "white")
-        photo.paste(cloth.resize(mask.size), mask=mask)
-        photo.save(folder / f"{number:02d}.jpg", quality=88, progressive=number % 2 == 0)
-
-
-def rows_of(photos: Path) -> list[dict[str, str]]:
-    """A catalog of ROWS rows that goes round the photos."""
-    names = sorted(path.name for path in photos.glob("*.jpg"))
-    facts = ["long", "short", ""]
-    return [
+if __name__ == "__main__":
+    catalog = read_catalog(sys.argv[1])
+    schema = Schema.model_validate(
         {
-            "item": f"item-{row}",
-            "product": f"product-{row // 4}",
-            "image": names[row % len(names)],
-            "title": f"A shirt, number {row}",
-            "sleeve": facts[row % 3],
+            "columns": {"item": "item", "product": "product", "image": "image", "title": "title"},
+            "attributes": {"sleeve": {"column": "sleeve", "values": ["long", "short"]}},
         }
-        for row in range(ROWS)
-    ]
+    )
+    first, threads = urlsplit(catalog.column("image")[0]), int(sys.argv[3])
+    if first.scheme:
+        allowed = frozenset({(first.hostname, first.port)})
+        where = {"fetch": FetchSpec(allowed=allowed, per_host=threads, threads=threads, spacing=0.0)}
+    else:
+        where = {"images": Path(sys.argv[4])}
+    build_shards(catalog, schema, ShardSpec(out=Path(sys.argv[2]), resize=256, **where))
+"""
 
 
-def plain(photos: Path, rows: list[dict[str, str]], out: Path) -> None:
-    """What one writes without facetclip."""
-    out.mkdir()
-    with webdataset.ShardWriter(str(out / "shard-%06d.tar"), maxcount=64, verbose=0) as writer:
-        for row in rows:
-            image = Image.open(photos / row["image"]).convert("RGB")
-            scale = EDGE / min(image.size)
-            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-            jpeg = io.BytesIO()
-            image.save(jpeg, "JPEG", quality=QUALITY, subsampling=0)
-            labels = {"item": row["item"], "product": row["product"], "sleeve": row["sleeve"]}
-            writer.write({"__key__": row["item"], "jpg": jpeg.getvalue(), "json": labels, "txt": row["title"]})
+def catalog(path: Path, names: list[str], where: str, rows: int) -> Path:
+    """A catalog of so many rows that goes round the photos under `where`, each row with an address of its own."""
+    with path.open("w", newline="", encoding="utf-8") as out:
+        table = csv.writer(out)
+        table.writerow(["item", "product", "image", "title", "sleeve"])
+        for row in range(rows):
+            image = f"{where}{names[row % len(names)]}" + (f"?row={row}" if where else "")
+            facts = [f"item-{row}", f"product-{row // 4}", image, f"A shirt, number {row}"]
+            table.writerow([*facts, ("long", "short", "")[row % 3]])
+    return path
 
 
-def ours(photos: Path, rows: list[dict[str, str]], out: Path) -> None:
-    """The same by facetclip, index and checksums included."""
-    table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
-    build_shards(Catalog("benchmark", table, 1), SCHEMA, ShardSpec(out=out, images=photos, resize=EDGE))
+def cpu_of(command: list[str]) -> float:
+    """Processor seconds of a command and all that it waited for."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "NO_ALBUMENTATIONS_UPDATE": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command[:2]} ended with status {status}")
+    return used.ru_utime + used.ru_stime
 
 
-def closeness(photos: Path) -> dict[str, float]:
-    """PSNR in dB of our decoded and resized photos against the full decode and antialiased bicubic."""
-    found = []
-    for path in sorted(photos.glob("*.jpg")):
-        content = path.read_bytes()
-        full = Image.open(path).convert("RGB")
-        shape = shrunk(*full.size, EDGE)
-        whole = np.asarray(full.resize(shape, Image.Resampling.BICUBIC), dtype=float)
-        part = np.asarray(read_rgb(content, at_least=EDGE).resize(shape, Image.Resampling.BICUBIC), dtype=float)
-        found.append(10 * math.log10(255**2 / max(1e-9, float(((whole - part) ** 2).mean()))))
-    return {"median": round(statistics.median(found), 1), "least": round(min(found), 1)}
+@dataclass(frozen=True)
+class Contest:
+    """One peer against ours on two catalogs, the second of a few rows."""
+
+    many: Path
+    few: Path
+    photos: Path
+    scratch: Path
+
+    def contender(self, python: Path, script: str) -> Callable[[], float]:
+        """What runs a script on both, and gives the difference in processor seconds."""
+        path, out = self.scratch / f"script{abs(hash(script))}.py", self.scratch / "out"
+        path.write_text(script)
+
+        def seconds(rows: Path) -> float:
+            shutil.rmtree(self.scratch / "out", ignore_errors=True)
+            return cpu_of([str(python), str(path), str(rows), str(out), str(THREADS), str(self.photos)])
+
+        return lambda: seconds(self.many) - seconds(self.few)
+
+    def result(self, name: str, python: Path, script: str, rounds: int) -> dict[str, Any]:
+        """In turn: the peer, ours, the peer again."""
+        peer, ours = self.contender(python, script), self.contender(Path(sys.executable), OURS)
+        taken = interleaved({name: peer, "ours": ours, f"{name} again": peer}, rounds)
+        return {
+            "images_per_cpu_second": {who: round((ROWS - FEW) / statistics.median(t), 1) for who, t in taken.items()},
+            "ours_times_faster": ratio(taken[name], taken["ours"]),
+            "control_peer_against_itself": ratio(taken[name], taken[f"{name} again"]),
+            "cpu_seconds": {who: [round(seconds, 3) for seconds in t] for who, t in taken.items()},
+        }
 
 
-def measure(photos: Path, rounds: int, scratch: Path) -> dict[str, object]:
-    """One result: images per second and core, their ratio, and the plain script against itself."""
-    rows = rows_of(photos)
-
-    def contender(make):
-        def run() -> float:
-            shutil.rmtree(scratch / "out", ignore_errors=True)
-            return cpu_seconds(lambda: make(photos, rows, scratch / "out"))
-
-        return run
-
-    taken = interleaved({"plain": contender(plain), "ours": contender(ours), "plain again": contender(plain)}, rounds)
-    return {
-        "photos": len(list(photos.glob("*.jpg"))),
-        "rows": ROWS,
-        "rounds": rounds,
-        "images_per_second_per_core": {name: round(ROWS / statistics.median(t), 1) for name, t in taken.items()},
-        "ours_times_faster": ratio(taken["plain"], taken["ours"]),
-        "control_plain_against_itself": ratio(taken["plain"], taken["plain again"]),
-        "psnr_db_against_full_decode": closeness(photos),
-        "cpu_seconds": {name: [round(seconds, 3) for seconds in t] for name, t in taken.items()},
-        "environment": environment(["pillow", "webdataset", "numpy", "pyarrow"]),
-    }
+@contextmanager
+def served(photos: Path) -> Iterator[str]:
+    """The address under which a server on loopback has the photos."""
+    command = [sys.executable, "-m", "benchmarks.data.photo_server", str(photos)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert server.stdout
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}/"
+    finally:
+        server.kill()
+        server.wait()
 
 
 def main() -> None:
     """Measure, print, and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="a folder of .jpg files; synthetic photos where not given")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--photos", type=Path, required=True, help="a folder of .jpg files")
+    parser.add_argument("--peers", type=Path, help="where the peers' environments are or shall be")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        photos = args.photos
-        if photos is None:
-            photos = Path(scratch) / "photos"
-            photos.mkdir()
-            synthetic(photos)
-        result = {
-            "photos_are": "synthetic" if args.photos is None else "given",
-            **measure(photos, args.rounds, Path(scratch)),
-        }
+    names = sorted(path.name for path in args.photos.glob("*.jpg"))
+    result: dict[str, Any] = {"rows": ROWS - FEW, "rounds": args.rounds}
+    with tempfile.TemporaryDirectory() as folder, served(args.photos) as address:
+        for way, where in {"disk": "", "http": address}.items():
+            scratch = Path(folder) / way
+            scratch.mkdir()
+            many, few = (catalog(scratch / f"{rows}.csv", names, where, rows) for rows in (ROWS, FEW))
+            contest = Contest(many, few, args.photos, scratch)
+            if way == "disk":
+                result["from_disk"] = contest.result("script", Path(sys.executable), SCRIPT, args.rounds)
+            elif args.peers:
+                peer = interpreter(args.peers, "img2dataset")
+                result["from_http"] = contest.result("img2dataset", peer, PEER, args.rounds)
+                result["peers"] = versions(peer, ["img2dataset", "opencv-python-headless", "webdataset"])
+    result["environment"] = environment(["pillow", "simplejpeg", "webdataset", "numpy", "pyarrow"])
     write_result(args.out, result)
-    for name, value in result.items():
-        if name != "cpu_seconds":
-            print(f"{name}: {value}")
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
