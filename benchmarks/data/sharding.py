@@ -25,7 +25,7 @@ from benchmarks.data.peers import ROOT, interpreter, versions
 from benchmarks.measuring import environment, interleaved, ratio, write_result
 
 RESULT = ROOT / "benchmarks" / "results" / "sharding.json"
-ROWS, FEW = 288, 32
+ROWS, FEW = 160, 16
 THREADS = 16
 SCRIPT = """
 import csv

@@ -25,7 +25,7 @@ Fit = Literal["pad", "crop"]
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "AVIF": "avif", "GIF": "gif"}
 MOST_PIXELS = 50_000_000
-MOST_WEBP_PIXELS = 30_000_000  # its decoder takes 16 bytes a pixel; so every verdict stays below 512 MB
+FEWER_PIXELS = {"WEBP": 25_000_000, "AVIF": 40_000_000}  # 16 and 10 bytes a pixel; so every verdict stays below 512 MB
 MOST_BYTES = 128 << 20
 MOST_SCANNED = 1_000_000_000  # pixels times scans of a progressive JPEG; a scan without content takes 0.6 ns a pixel
 FEWEST_PIXELS = 8  # of the shorter edge: less cannot show an attribute
@@ -78,10 +78,10 @@ _TURNS = {
 }
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers in glibc
-_KEPT_BYTES = 64 << 20
+_KEPT_BYTES = 32 << 20
 
 if hasattr(ctypes.CDLL(None), "mallopt"):  # or each photo's 12 MB go back to the system and come again: 30% of the time
-    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 32 << 20)
+    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 8 << 20)
     ctypes.CDLL(None).mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would turn garbage into grey areas without a word
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is a BadImage: MOST_PIXELS is lower than Pillow's cap
@@ -242,7 +242,7 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:
         raise _unopened(data) from error
     width, height = image.size
-    most = MOST_WEBP_PIXELS if image.format == "WEBP" else MOST_PIXELS
+    most = FEWER_PIXELS.get(str(image.format), MOST_PIXELS)
     if width * height > most:
         raise BadImage("too_many_pixels", f"{width} x {height} pixels; at most {most:,} are decoded")
     if min(width, height) < FEWEST_PIXELS:
