@@ -51,6 +51,15 @@ def test_a_stored_average_goes_on_where_it_was() -> None:
     assert torch.equal(one.average["weight"], other.average["weight"])
 
 
+def test_an_average_that_was_not_kept_begins_with_the_weights_as_they_are() -> None:
+    module = nn.Linear(2, 2)
+    average = MovingAverage(module, 0.9)
+    nn.init.ones_(module.weight)
+    average.load({})
+    assert torch.equal(average.average["weight"], module.weight)
+    MovingAverage(module, 0.0).load(average.average)  # one that is no longer wanted is passed over
+
+
 def test_locked_weights_are_not_averaged() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[0].requires_grad_(False)

@@ -24,10 +24,12 @@ class MovingAverage:
         for name, weight in self._weights.items():
             self.average[name].lerp_(weight, 1 - keep)
 
+    @torch.no_grad()
     def load(self, average: Mapping[str, Tensor]) -> None:
-        """Go on from a stored average."""
-        for name, tensor in average.items():
-            self.average[name].copy_(held_like(tensor, self.average[name]))
+        """Go on from a stored average; where none was kept, from the weights as they are."""
+        for name, weight in self._weights.items():
+            held = self.average[name]
+            held.copy_(held_like(average[name], held) if average else weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
