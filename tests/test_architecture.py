@@ -34,7 +34,7 @@ LAYERS = [
         "label_next",
         "filling",
     },
-    {"launch", "finishing", "features", "step_log"},
+    {"launch", "finishing", "features", "step_log", "start"},
     {"zero", "claims"},
     {"engine", "slices"},
     {"feed"},

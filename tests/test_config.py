@@ -82,3 +82,9 @@ def test_the_runs_that_ship_are_valid() -> None:
     runs = sorted((Path(__file__).parents[1] / "training" / "runs").glob("*.toml"))
     checked = [read_run(path) for path in runs if not path.stem.endswith("schema")]
     assert checked
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(run_file: Path, seed: int) -> None:
+    with pytest.raises(UserError, match=r"train\.seed"):
+        read_run(run_file, [f"train.seed={seed}"])

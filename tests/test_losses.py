@@ -64,12 +64,21 @@ def test_a_weight_multiplies_an_attribute_and_its_count() -> None:
     assert weighted.count(labels.numpy()) == 2 + 0.25 * 2
 
 
-def test_chance_is_the_loss_of_equal_logits() -> None:
-    labels = torch.tensor([[0, 0b11], [-1, 0b01], [2, -1], [1, -1]])
-    objective = AttributeObjective((False, True), (1.0, 3.0))
-    logits = [torch.zeros(4, 3), torch.zeros(4, 2)]
-    guess = attribute_losses(logits, labels, objective).sum() / objective.count(labels.numpy())
-    assert objective.chance([3, 2], labels.numpy()) == pytest.approx(guess.item(), rel=1e-6)
+def test_chance_is_the_least_loss_of_an_answer_that_sees_no_photo() -> None:
+    """Whatever is added to the logits in training, and however skewed the values are: their entropy."""
+    labels = np.array([[0, 0b01]] * 9 + [[1, 0b11]] * 3 + [[-1, -1]])
+    priors = [torch.tensor([0.75, 0.25]).log(), torch.tensor([30.0, math.log(1 / 3)])]
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    for shifts in (None, tuple(priors)):
+        objective = AttributeObjective((False, True), (1.0, 1.0), noise=0.1, shifts=shifts)
+        assert objective.chance(priors, labels) == pytest.approx(entropy, rel=1e-5)
+    assert AttributeObjective((False, True), (0.0, 0.0)).chance(priors, labels) == 0.0
+
+
+def test_what_is_added_to_the_logits_follows_them_to_their_device() -> None:
+    logits, labels = torch.zeros(2, 3, device="meta"), torch.zeros(2, 1, dtype=torch.int64, device="meta")
+    shifted = plainly([False], shifts=(torch.zeros(3),))
+    assert attribute_losses([logits], labels, shifted).device.type == "meta"
 
 
 def test_logit_adjustment_lets_the_likelihood_and_not_the_prior_decide() -> None:
@@ -121,6 +130,25 @@ def test_photos_of_one_caption_are_not_driven_apart(form: Form) -> None:
     assert same[0] <= same[1] + 1e-5
     if form == "softmax":  # nothing to tell apart: the loss is that of an even target, without a gradient
         assert same[0].item() == pytest.approx(3 * math.log(3), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_a_photo_without_a_caption_takes_no_part(form: Form) -> None:
+    photos, captions, scale, bias = torch.randn(5, 8), torch.randn(5, 8), torch.tensor([4.0]), torch.tensor([-1.0])
+    photos.requires_grad_()
+    some = contrastive_loss(pairing(photos, captions, [0, -1, 1, -1, 0], slice(0, 5)), scale, bias, form)
+    told = [0, 2, 4]
+    alone = contrastive_loss(pairing(photos[told], captions[told], [0, 1, 0], slice(0, 3)), scale, bias, form)
+    assert some.item() == pytest.approx(alone.item(), rel=1e-5)
+    some.backward()
+    assert photos.grad is not None
+    assert photos.grad[[1, 3]].abs().max() == 0
+    photos.grad = None
+    none = contrastive_loss(pairing(photos, captions, [-1] * 5, slice(0, 5)), scale, bias, form)
+    none.backward()
+    assert none.item() == 0
+    assert photos.grad is not None
+    assert photos.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])

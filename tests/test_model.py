@@ -1,9 +1,11 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from small_shop import SHAPE
 from transformers import AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
 
@@ -155,6 +157,49 @@ def test_folders_that_hold_no_clip_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="type 'bert'; expected one of clip, siglip"):
         load_model(str(tmp_path), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("a weight is gone", "lacks 1 of its weights, such as visual_projection.weight"),
+        ("a weight has another shape", "cannot be loaded"),
+        ("cut in half", "cannot be loaded"),
+        ("no vocabulary", "brings no vocabulary"),
+        ("card", "facetclip.json: is no model card"),
+        ("preprocessor", "preprocessor_config.json: is no table"),
+    ],
+)
+def test_a_damaged_folder_is_refused_and_never_made_up_for(
+    folder: Path, tmp_path: Path, harm: str, message: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    if harm == "a weight is gone":
+        del weights["visual_projection.weight"]
+    if harm == "a weight has another shape":
+        weights["visual_projection.weight"] = weights["visual_projection.weight"][:, :3].contiguous()
+    path.write_bytes(save(weights, {"format": "pt"}))
+    if harm == "cut in half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if harm == "no vocabulary":
+        (tmp_path / "model" / "tokenizer.json").unlink()
+    for name, file in (("card", "facetclip.json"), ("preprocessor", "preprocessor_config.json")):
+        if harm == name:
+            (tmp_path / "model" / file).write_text("[1")
+    with pytest.raises(UserError, match=message) as error:
+        load_model(str(tmp_path / "model"), SCHEMA)
+    assert "\n" not in str(error.value)
+
+
+def test_a_scale_above_the_cap_reads_as_the_cap_and_can_come_down() -> None:
+    reader = new_model(SHAPE, SCHEMA, PROMPTS, seed=3)
+    with torch.no_grad():
+        reader.clip.logit_scale.fill_(4.8)
+    assert reader.scale.item() == pytest.approx(100, rel=1e-5)
+    reader.scale.sum().backward()
+    assert reader.clip.logit_scale.grad.item() == pytest.approx(100, rel=1e-5)
 
 
 def test_a_plain_clip_needs_a_schema(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every way to fine-tune: stopped and resumed, stored and read back, it says the same."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +8,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_shop import make_reader, make_shards
+from small_shop import make_labels, make_reader, make_shards
 from test_extract import Launched
 from test_trainer import make_run
 
 from facetclip import extract as extraction
+from facetclip import features, feed
 from facetclip.batches import PixelReader
 from facetclip.config import RunConfig, Tuning
 from facetclip.errors import UserError
 from facetclip.extract import FromShards, extract
 from facetclip.features import FeatureReader
+from facetclip.feed import check_run
+from facetclip.index import open_index
 from facetclip.launch import make_accelerator
 from facetclip.model import AttributeReader, load_model, save_model
 from facetclip.optimizers import build_optimizer
-from facetclip.runs import fit
+from facetclip.runs import fit, run_training
 from facetclip.scores import score_rows
 from facetclip.trainer import Trainer
 from facetclip.tuning import TEXT, blend, layer_depths, plain_weights, rate_factors, tune
@@ -280,6 +284,98 @@ def test_settings_that_do_not_fit_are_refused_with_advice(shop: Path, tmp_path: 
     titles = {"objective": {"contrastive": 1.0, "captions": "titles"}}
     with pytest.raises(UserError, match="title"):
         trained(run_of(shop, tmp_path / "titled", {"mode": "full"}, **titles))
+
+
+def test_a_run_that_could_learn_nothing_or_not_evenly_is_refused(shop: Path, tmp_path: Path) -> None:
+    nothing = {"weights": dict.fromkeys(("category", "sleeve", "colour"), 0.0)}
+    refuse(shop, tmp_path, "every attribute counts 0", {"mode": "full"}, objective=nothing)
+    run, index = run_of(shop, tmp_path / "run", {}), open_index(shop / "shards")
+    alone = run.model_copy(update={"train": run.train.model_copy(update={"batch": 1})})
+    with pytest.raises(UserError, match="2 processes need one photo each"):
+        check_run(alone, index, 2)
+    uneven = run.model_copy(update={"train": run.train.model_copy(update={"batch": 5, "micro_batch": 2})})
+    check_run(uneven, index, 1)
+    with pytest.raises(UserError, match="unequally many parts"):
+        check_run(uneven, index, 2)
+
+
+def test_photos_without_a_title_are_no_pairs_of_each_other(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "captions_of", lambda index, rows, kind, schema: ["red shirt", ""] * (len(rows) // 2))
+    trainer = Trainer(run_of(shop, tmp_path / "run", {}, objective={"contrastive": 1.0}), make_accelerator())
+    (planned,) = trainer.feed.planned(0, 1)
+    portion = trainer.feed.portion(trainer.inputs, planned)
+    assert portion.groups is not None
+    assert portion.groups.tolist() == [0, -1] * 8
+    assert portion.captioned == 8
+
+
+def test_the_loss_of_a_guess_knows_how_often_each_value_is_drawn(tmp_path: Path) -> None:
+    """A model that answers the same whatever it sees can do so well on skewed values; that is no learning."""
+    rare = np.where(np.arange(80) % 20 < 2, 1, 0).astype(np.int16)
+    make_shards(tmp_path / "shards", 80, labels={"category": rare})
+    natural = {"sampling": {"strategy": "natural"}, "objective": {"weights": {"sleeve": 0.0, "colour": 0.0}}}
+    run = make_run(tmp_path, **natural)
+    share = rare[open_index(tmp_path / "shards").rows("train")].mean()
+    entropy = -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    assert Trainer(run, make_accelerator()).feed.chance == pytest.approx(entropy, abs=0.02)
+
+
+def test_features_of_another_precision_are_not_taken_for_these(shop: Path) -> None:
+    reader, index = load_model(str(shop / "start")), open_index(shop / "shards")
+    keys = {features._key(reader, index, index.rows("train"), precision) for precision in ("no", "bf16", "fp16")}
+    assert len(keys) == 3
+
+
+def test_a_batch_whose_labels_weigh_nothing_teaches_nothing(shop: Path, tmp_path: Path) -> None:
+    """Here photo by photo: some carry no label but of an attribute that counts 0."""
+    weights = {"weights": {"category": 0.0, "colour": 0.0}}
+    trained(run_of(shop, tmp_path / "run", {"mode": "probe"}, train={"batch": 1}, objective=weights))
+
+
+@pytest.mark.parametrize("mode", ["full", "zero_shot"])
+def test_weights_of_another_mode_are_refused_even_where_the_change_is_let_through(
+    shop: Path, tmp_path: Path, mode: str
+) -> None:
+    trained(run_of(shop, tmp_path / "run", {"mode": "probe"}))
+    other = Trainer(run_of(shop, tmp_path / "run", {"mode": mode}), make_accelerator())
+    with pytest.raises(UserError, match="its checkpoint trained other weights"):
+        fit(other, ["tuning.mode"])
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_an_average_may_be_begun_or_dropped_on_the_way(shop: Path, tmp_path: Path, average: float) -> None:
+    trained(run_of(shop, tmp_path / "run", {"mode": "probe"}, train={"average": 0.9 - average, "steps": 8}))
+    run = run_of(shop, tmp_path / "run", {"mode": "probe"}, train={"average": average, "steps": 10})
+    trainer = Trainer(run, make_accelerator())
+    fit(trainer, ["train.average", "train.steps", "optimizer.lr", "optimizer.warmup_steps"])
+    assert trainer.state.step == 10
+
+
+def test_answers_that_are_no_numbers_stop_a_run_in_one_line(shop: Path, tmp_path: Path) -> None:
+    run = run_of(shop, tmp_path / "run", {"mode": "probe"}, train={"average": 0.0})
+    trainer = Trainer(run, make_accelerator())
+    with torch.no_grad():
+        trainer.reader.classifier.fill_(math.nan)  # type: ignore[union-attr]  # a probe has one
+    with pytest.raises(UserError, match="answers are no numbers"):
+        trainer.validate()
+
+
+def test_an_unlabelled_validation_split_is_said_and_ends_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    labels = make_labels(40)
+    for column in labels.values():
+        column[np.arange(40) % 4 == 3] = -1  # the validation split
+    index = make_shards(tmp_path / "shards", 40, labels=labels, validation=True)
+    save_model(make_reader(3, index.schema), tmp_path / "start")
+    outcome = run_training(run_of(tmp_path, tmp_path / "run", {"mode": "probe"}))
+    assert "no label in the validation split" in capsys.readouterr().out
+    model = load_model(str(outcome.model))
+    assert model.calibration == {}
+    assert model.card.metrics == {"step": 8, "blend": 1.0}
 
 
 def learns(reader: AttributeReader) -> bool:

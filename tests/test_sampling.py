@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from facetclip.errors import UserError
 from facetclip.sampling import (
+    Mix,
     SamplingSpec,
     describe_mix,
     expected_draws,
@@ -234,6 +235,19 @@ def test_the_mix_says_what_is_short_and_why() -> None:
     lines = describe_mix([mix], {"lid": ("yes", "no")})
     assert lines[0] == "  lid: yes 90%, no 10%"
     assert "no: 10% instead of 50%: carried by 5 photos, and max_repeats is reached" in lines[1]
+
+
+def test_the_mix_names_a_single_value_and_several_at_once() -> None:
+    mix = Mix("colour", {0b001: 0.5, 0b010: 0.25, 0b110: 0.25}, ())
+    lines = describe_mix([mix], {"colour": ("red", "green", "blue")}, masks={"colour"})
+    assert lines == ["  colour: red 50%, green 25%, green + blue 25%"]
+
+
+def test_what_whole_draws_round_off_is_not_called_short() -> None:
+    column = np.arange(21, dtype=np.int16) % 7
+    (mix,) = plan_mix({"kind": column}, np.arange(20)[None], SamplingSpec(20))
+    assert min(mix.got.values()) < 0.9 * max(mix.got.values())
+    assert mix.short == ()
 
 
 def test_a_value_tied_to_another_is_short_for_the_sake_of_it() -> None:

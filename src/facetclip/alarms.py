@@ -11,8 +11,9 @@ EARLIEST = 20  # steps past the warm-up before anything can be said
 def collapse_alarm(loss: float, before: float, chance: float, likeness: float) -> str | None:
     """What is wrong and what to change, or None.
 
-    `before`: the loss one line of the log earlier; `chance`: that of a model that finds all values equally probable
-    (ln K for K values); `likeness`: the mean cosine between the features of different photos.
+    `before`: the loss one line of the log earlier; `chance`: that of an answer that sees no photo, only how often
+    each value is drawn (ln K for K values drawn equally often); `likeness`: the mean cosine between the features of
+    different photos.
 
     >>> collapse_alarm(loss=0.4, before=0.5, chance=1.1, likeness=0.3) is None
     True

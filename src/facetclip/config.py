@@ -149,7 +149,7 @@ class Training(Strict):
     steps: Positive | None = None
     batch: Positive
     micro_batch: Positive | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     patience: Annotated[int, Field(ge=0)] = 0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Precision | None = None

@@ -37,7 +37,7 @@ def feature_reader(
     processes and put there. The file's name is a digest of all that they depend on."""
     from safetensors.torch import load, save
 
-    path = folder / f"features-{_key(reader, pixels.index, rows)}.safetensors"
+    path = folder / f"features-{_key(reader, pixels.index, rows, accelerator.mixed_precision)}.safetensors"
     if path.is_file():
         return FeatureReader(pixels.index, rows, load(path.read_bytes())["features"])
     features = _computed(reader, pixels, rows, accelerator)
@@ -57,8 +57,9 @@ def _computed(reader: AttributeReader, pixels: PixelReader, rows: np.ndarray, ac
     return join_shares(torch.cat(parts), len(rows)).cpu().clone()
 
 
-def _key(reader: AttributeReader, index: ShardIndex, rows: np.ndarray) -> str:
-    total = hashlib.sha256(f"{index.digest}\0{reader.preprocessing}\0{reader.clip.config.vision_config}".encode())
+def _key(reader: AttributeReader, index: ShardIndex, rows: np.ndarray, precision: str) -> str:
+    facts = (index.digest, reader.preprocessing, reader.clip.config.vision_config, precision)
+    total = hashlib.sha256("\0".join(map(str, facts)).encode())
     total.update(rows.tobytes())
     for name, weight in sorted(reader.state_dict().items()):
         if name.startswith("clip.") and not name.startswith(TEXT):

@@ -21,6 +21,7 @@ from facetclip.model import AttributeReader
 from facetclip.sampling import SamplingSpec, describe_mix, labelled_subset, plan_epoch, plan_mix
 from facetclip.schema import Attribute
 
+MOST_DRAWS = 50_000  # that a loss is told from
 DRAWS = 5  # random numbers that augment one photo
 
 
@@ -28,21 +29,25 @@ DRAWS = 5  # random numbers that augment one photo
 class Portion:
     """One step's work for this process.
 
-    `count`: what the labels of the global batch weigh; `chance`: the loss of a guess on them. `caption_ids` [n, tokens]
-    of this process's photos; `groups` [batch]: equal where captions are, in the order in which features are gathered.
+    `count`: what the labels of the global batch weigh. `caption_ids` [n, tokens] of this process's photos; `groups`
+    [batch]: equal where captions are, -1 where there is none, in the order in which features are gathered; `captioned`:
+    how many there are.
     """
 
     step: int
     batch: Batch
     draws: np.ndarray  # [n, DRAWS]
     count: float
-    chance: float
     caption_ids: Tensor | None = None
     groups: Tensor | None = None
+    captioned: int = 0
 
 
 class Feed:
-    """The portions of process `rank` of `world`; `run` has nothing left open."""
+    """The portions of process `rank` of `world`; `run` has nothing left open.
+
+    `chance`: the loss of an answer that sees no photo, only how often each value is drawn.
+    """
 
     def __init__(self, run: RunConfig, index: ShardIndex, reader: AttributeReader, share: tuple[int, int]) -> None:
         self.run, self.index, self.reader = run, index, reader
@@ -54,9 +59,11 @@ class Feed:
         self._spec = SamplingSpec(run.train.batch, sampling.strategy, sampling.over, sampling.max_repeats)
         first = self._plan_of(0)
         self.steps_per_epoch = len(first)
-        self.objective = self._objective(first)
+        self.objective, self.chance = self._objective(first)
         self.mix = describe_mix(
-            plan_mix(self._labels, first, self._spec), {name: a.values for name, a in self.attributes.items()}
+            plan_mix(self._labels, first, self._spec),
+            {name: attribute.values for name, attribute in self.attributes.items()},
+            masks={name for name, attribute in self.attributes.items() if attribute.multi_valued},
         )
 
     def _plan_of(self, epoch: int) -> np.ndarray:
@@ -64,22 +71,19 @@ class Feed:
         products = self.index.products[self.rows]
         return plan_epoch(self._labels, products, self._spec, seed=self.run.train.seed, epoch=epoch)
 
-    def _objective(self, plan: np.ndarray) -> AttributeObjective:
-        objective, attributes = self.run.objective, self.attributes
-        shifts = None
-        if objective.logit_adjustment:
-            drawn = plan.ravel()
-            shifts = tuple(
-                objective.logit_adjustment * log_priors(attribute, self._labels[name][drawn])
-                for name, attribute in attributes.items()
-            )
-        return AttributeObjective(
+    def _objective(self, plan: np.ndarray) -> tuple[AttributeObjective, float]:
+        objective, attributes, drawn = self.run.objective, self.attributes, plan.ravel()
+        priors = [log_priors(attribute, self._labels[name][drawn]) for name, attribute in attributes.items()]
+        tau = objective.logit_adjustment
+        whole = AttributeObjective(
             multi_valued=tuple(attribute.multi_valued for attribute in attributes.values()),
             weights=tuple(objective.weights.get(name, 1.0) for name in attributes),
             smoothing=objective.label_smoothing,
             noise=objective.noise,
-            shifts=shifts,
+            shifts=tuple(tau * each for each in priors) if tau else None,
         )
+        some = self.index.label_matrix(self.rows[drawn[:MOST_DRAWS]])  # every batch has the mix of all
+        return whole, whole.chance(priors, some)
 
     def objective_at(self, step: int) -> AttributeObjective:
         """What is minimised at a step: the noise comes in over the first half, since to a model that does not know a
@@ -110,17 +114,17 @@ class Feed:
             batch=inputs.batch(rows[mine]),
             draws=uniforms(self.run.train.seed, step * np.int64(len(rows)) + mine, DRAWS),
             count=self.objective.count(labels),
-            chance=self.objective.chance([len(a.values) for a in self.attributes.values()], labels),
         )
         return self._captioned(portion, rows, mine) if self.run.objective.contrastive else portion
 
     def _captioned(self, portion: Portion, rows: np.ndarray, mine: np.ndarray) -> Portion:
         captions = captions_of(self.index, rows, self.run.objective.captions, self.reader.schema)
         number = {text: place for place, text in enumerate(dict.fromkeys(captions))}
-        groups = np.array([number[text] for text in captions])
+        groups = np.array([number[text] if text else -1 for text in captions])
         gathered = np.concatenate([groups[rank :: self.world] for rank in range(self.world)])
         ids = self.reader.tokenise([captions[place] for place in mine])
-        return replace(portion, caption_ids=ids, groups=torch.from_numpy(gathered))
+        captioned = int((groups >= 0).sum())
+        return replace(portion, caption_ids=ids, groups=torch.from_numpy(gathered), captioned=captioned)
 
 
 def training_rows(run: RunConfig, index: ShardIndex) -> np.ndarray:
@@ -143,16 +147,34 @@ def log_priors(attribute: Attribute, labels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.log(share / (1 - share) if attribute.multi_valued else share)).float()
 
 
+def _check_shares(batch: int, micro_batch: int | None, world: int) -> None:
+    """UserError where a process would have no photo, or fewer parts of a batch than others: it would meet them in
+    another part of the model."""
+    least, most = batch // world, -(-batch // world)
+    if not least:
+        raise UserError(f"train.batch = {batch}: {world} processes need one photo each at least")
+    if micro_batch and -(-least // micro_batch) != -(-most // micro_batch):
+        raise UserError(
+            f"train.batch = {batch}: {world} processes get {least} or {most} photos each, which train.micro_batch = "
+            f"{micro_batch} cuts into unequally many parts; take a batch that they share evenly"
+        )
+
+
 def check_run(run: RunConfig, index: ShardIndex, world: int) -> None:
     """UserError for settings that do not fit together, or not this data."""
     known = set(index.schema.names)
     for key, names in (("objective.weights", run.objective.weights), ("sampling.over", run.sampling.over)):
         if strange := sorted(set(names) - known):
             raise UserError(f"{key}: no attribute {strange[0]!r}; the data has {', '.join(index.schema.names)}")
+    if run.objective.attributes and not any(run.objective.weights.get(name, 1.0) for name in known):
+        raise UserError("objective.weights: every attribute counts 0; nothing would be learned")
+    _check_shares(run.train.batch, run.train.micro_batch, world)
     if not run.objective.contrastive:
         return
     if run.tuning.mode in ("probe", "prompt"):
         raise UserError(f"tuning.mode {run.tuning.mode!r} trains no tower; it cannot have objective.contrastive")
+    if run.objective.captions == "titles" and not any(index.titles.take(training_rows(run, index)).to_pylist()):
+        raise UserError("objective.captions = 'titles': no labelled photo of the training split has a title")
     if run.train.micro_batch:
         raise UserError("objective.contrastive compares the whole batch; it cannot have train.micro_batch")
     if run.train.batch % world:

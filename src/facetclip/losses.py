@@ -5,13 +5,15 @@ Both return sums over this process's rows; the caller divides by the count over 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+MOST_UNLIKELY = -1e4  # a logit that no softmax sees; finite, since 0 * inf would be no number
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,13 @@ class AttributeObjective:
         """What the labels [n, attributes] weigh together: what the summed loss is to be divided by."""
         return float(((labels >= 0) * np.array(self.weights)).sum())
 
-    def chance(self, values: Sequence[int], labels: np.ndarray) -> float:
-        """The mean loss over `labels` of a model that finds all of an attribute's `values` equally probable."""
-        each = [math.log(2) * n if multi else math.log(n) for n, multi in zip(values, self.multi_valued, strict=True)]
-        return float(((labels >= 0) * np.array(self.weights) * np.array(each)).sum() / max(self.count(labels), 1e-12))
+    def chance(self, priors: Sequence[Tensor], labels: np.ndarray) -> float:
+        """The mean loss over `labels` [n, attributes] of a model that sees no photo and gives every one the same
+        answer, `priors`: the logits of each attribute's values, by how often they are drawn."""
+        answers = [each.expand(len(labels), -1) for each in priors]
+        plain = replace(self, shifts=None, noise=0.0)
+        summed = attribute_losses(answers, torch.from_numpy(labels), plain).sum()
+        return float(summed) / (self.count(labels) or 1.0)
 
 
 def listed(labels: Tensor, values: int) -> Tensor:
@@ -60,9 +65,9 @@ def attribute_losses(logits: Sequence[Tensor], labels: Tensor, objective: Attrib
     """
     sums = []
     for place, scores in enumerate(logits):
-        shifted = scores.float() if objective.shifts is None else scores.float() + objective.shifts[place]
+        shift = 0.0 if objective.shifts is None else objective.shifts[place].to(scores.device)
         of_one = _many if objective.multi_valued[place] else _one
-        sums.append(objective.weights[place] * of_one(shifted, labels[:, place], objective))
+        sums.append(objective.weights[place] * of_one(scores.float() + shift, labels[:, place], objective))
     return torch.stack(sums)
 
 
@@ -95,7 +100,8 @@ class Pairing:
     """The photos and captions of the global batch, as one process sees them.
 
     `images` and `captions` [n, d]: unit features of all processes, in one order. `groups` int64 [n]: equal where
-    captions are the same text, which makes every such pair a positive. `mine`: this process's rows.
+    captions are the same text, which makes every such pair a positive; negative where there is no caption: that photo
+    takes no part. `mine`: this process's rows.
     """
 
     images: Tensor
@@ -110,14 +116,17 @@ def contrastive_loss(pairing: Pairing, scale: Tensor, bias: Tensor, form: Litera
     `softmax`: a row's target is spread over its positives (Radford et al. 2021; Khosla et al., "Supervised Contrastive
     Learning", 2020). `sigmoid`: every pair is judged by itself, with `bias` [1] (Zhai et al. 2023).
     """
-    same = (pairing.groups[pairing.mine, None] == pairing.groups[None, :]).float()
+    mine, known = pairing.groups[pairing.mine, None], pairing.groups[None, :] >= 0
+    same = ((mine == pairing.groups[None, :]) & known).float()
     directions = (
         scale * pairing.images[pairing.mine] @ pairing.captions.T,
         scale * pairing.captions[pairing.mine] @ pairing.images.T,
     )
     if form == "sigmoid":
-        losses = [-functional.logsigmoid((2 * same - 1) * (logits + bias)).sum() for logits in directions]
+        paired = known & (mine >= 0)
+        losses = [-(functional.logsigmoid((2 * same - 1) * (logits + bias)) * paired).sum() for logits in directions]
     else:
-        targets = same / same.sum(dim=1, keepdim=True)
-        losses = [-(targets * functional.log_softmax(logits, dim=1)).sum() for logits in directions]
+        targets = same / same.sum(dim=1, keepdim=True).clamp(min=1)
+        told = [functional.log_softmax(logits.masked_fill(~known, MOST_UNLIKELY), dim=1) for logits in directions]
+        losses = [-(targets * each).sum() for each in told]
     return torch.stack(losses).sum() / 2

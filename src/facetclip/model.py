@@ -69,9 +69,13 @@ class ModelCard:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "ModelCard":
-        """The card in a model folder; an empty one where the folder has none (a plain CLIP)."""
+        """The card in a model folder; an empty one where the folder has none (a plain CLIP). UserError where it is
+        damaged."""
         path = folder / CARD
-        return cls.from_json(path.read_text(encoding="utf-8")) if path.is_file() else cls()
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8")) if path.is_file() else cls()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: is no model card, or of another version; copy the model anew") from error
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
@@ -204,8 +208,10 @@ class AttributeReader(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by, [1]."""
-        return self.clip.logit_scale.clamp(max=MOST_SCALE).exp()
+        """What cosines are multiplied by, [1]; at most CLIP's own 100."""
+        free = self.clip.logit_scale
+        # With clamp's own gradient, 0 beyond the cap, a scale that was once above it could never come down again.
+        return (free + (free.clamp(max=MOST_SCALE) - free).detach()).exp()
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """Logits [n, values] of each attribute, in schema order, from unit features [n, d]."""
@@ -266,6 +272,7 @@ def _load_head(reader: AttributeReader, path: Path) -> None:
 
 
 def _load_parts(place: str, source: str) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils import logging
 
@@ -281,20 +288,31 @@ def _load_parts(place: str, source: str) -> tuple[Any, Any]:
             raise UserError(
                 f"model {source!r} is of type {config.model_type!r}; expected one of {', '.join(SUPPORTED)}"
             )
-        clip = AutoModel.from_pretrained(place, config=config, use_safetensors=True, dtype=torch.float32)
-        return clip, AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
+        clip, found = AutoModel.from_pretrained(
+            place, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"model {source!r} cannot be loaded: {first}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
+    if found["missing_keys"]:  # which transformers makes up at random
+        lacking = sorted(found["missing_keys"])
+        raise UserError(f"model {source!r} lacks {len(lacking)} of its weights, such as {lacking[0]}; copy it anew")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"model {source!r} brings no vocabulary; copy its tokenizer's files too")
+    return clip, tokenizer
 
 
 def _preprocessing(folder: Path, clip: Any, fit: Fit) -> Preprocessing:
     """Mean and deviation as the folder states them; else those the family was trained with."""
     path = folder / "preprocessor_config.json"
-    stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        stated = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: is no table in JSON; copy the model anew") from error
     default = CLIP_STATISTICS if clip.config.model_type == "clip" else ((0.5,) * 3, (0.5,) * 3)
     return Preprocessing(
         size=clip.config.vision_config.image_size,

@@ -23,8 +23,9 @@ from facetclip.progress import STACKS
 from facetclip.registry import register
 from facetclip.scores import reader_digest
 from facetclip.spool import RECORD
+from facetclip.start import start_model
 from facetclip.tracking import Tracker
-from facetclip.trainer import Trainer, TrainResult, start_model
+from facetclip.trainer import Trainer, TrainResult
 from facetclip.validation import Judgement
 
 REGISTERED = "registered.json"  # which model of the run folder is in the registry, so that none is filed twice
@@ -129,10 +130,10 @@ def start_tracker(run: RunConfig, folder: Path, *, tags: Mapping[str, str] | Non
 
 def file_results(trainer: Trainer, judgement: Judgement, tracker: Tracker) -> str | None:
     """What the finished model is worth on the validation split, into MLflow; and the model into the registry, once."""
-    run, folder, index = trainer.run, trainer.folder, trainer.index
+    run, folder = trainer.run, trainer.folder
     model = folder / "model"
     tracker.metrics(trainer.state.step, {f"final/{name}": value for name, value in judgement.values.items()})
-    if len(index.rows("validation")):
+    if judgement.loss is not None:
         evaluate(str(model), Path(run.data.shards), "validation", folder / "validation")
         tracker.artifact(folder / "validation")
     for path in (folder / "run.json", model / CARD):

@@ -10,8 +10,9 @@
    views of one product that met in a batch change places with draws of the same label.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ FARTHEST = 1e4  # times the cap: where others at their cap leave a value short, 
 MOST_CODES = 1 << 12  # of an attribute; labels above (bit masks) are numbered anew
 GOLDEN = (5**0.5 - 1) / 2
 TRIES = 48  # places with which a view that met another of its product may change
-SHORT = 0.9  # of its share: below, a value is reported
+SHORT = 0.9  # of its share: below, and by a whole draw at least, a value is reported
 ORDER, OFFSET, DEAL, BATCH, PLACE, SUBSET, FIT = range(7)  # what a random stream decides
 
 
@@ -291,7 +292,8 @@ def plan_mix(labels: Mapping[str, np.ndarray], plan: np.ndarray, spec: SamplingS
         short: list[Short] = []
         if spec.strategy != "natural" and (not spec.over or name in spec.over):
             wanted = _shares(items, spec.strategy)
-            for place in np.flatnonzero(got < SHORT * wanted).tolist():
+            missed = (wanted - got) * draws.sum()
+            for place in np.flatnonzero((got < SHORT * wanted) & (missed >= 1)).tolist():
                 capped = wanted[place] * draws.sum() > spec.max_repeats * items[place]
                 why: Literal["max_repeats", "other attributes"] = "max_repeats" if capped else "other attributes"
                 share = (int(values[place]), float(got[place]), float(wanted[place]))
@@ -304,31 +306,36 @@ def _counted(column: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.bincount(np.searchsorted(values, column[column >= 0]), minlength=len(values))
 
 
-def describe_mix(mixes: Sequence[Mix], names: Mapping[str, Sequence[str]], most: int = 8) -> list[str]:
+def describe_mix(
+    mixes: Sequence[Mix], names: Mapping[str, Sequence[str]], *, masks: Collection[str] = (), most: int = 8
+) -> list[str]:
     """Lines for a person: each attribute's mix, of many values the most and least frequent ones, and what is short.
+
+    `masks`: the attributes whose values are bit masks.
 
     >>> describe_mix([Mix("lid", {0: 0.75, 1: 0.25}, (Short(1, 0.25, 0.5, 3, "max_repeats"),))], {"lid": ["yes", "no"]})
     ['  lid: yes 75%, no 25%', '    no: 25% instead of 50%: carried by 3 photos, and max_repeats is reached']
     """
     lines = []
     for mix in mixes:
+        called = partial(_name, names[mix.attribute], mask=mix.attribute in masks)
         ranked = sorted(mix.got.items(), key=lambda pair: -pair[1])
         shown = ranked if len(ranked) <= most else [*ranked[: most // 2], *ranked[-most // 2 :]]
-        parts = [f"{_name(names[mix.attribute], value)} {share:.0%}" for value, share in shown]
+        parts = [f"{called(value)} {share:.0%}" for value, share in shown]
         if len(ranked) > most:
             parts.insert(most // 2, f"{len(ranked) - most} others")
         lines.append(f"  {mix.attribute}: {', '.join(parts)}")
         for short in sorted(mix.short, key=lambda short: short.got / short.wanted)[:most]:
             why = "max_repeats is reached" if short.why == "max_repeats" else "other attributes forbid more"
-            name = _name(names[mix.attribute], short.value)
+            name = called(short.value)
             carried = f"carried by {short.items} photo{'' if short.items == 1 else 's'}"
             lines.append(f"    {name}: {short.got:.0%} instead of {short.wanted:.0%}: {carried}, and {why}")
     return lines
 
 
-def _name(names: Sequence[str], value: int) -> str:
+def _name(names: Sequence[str], value: int, *, mask: bool) -> str:
     """The value's name, or those of a bit mask's values."""
-    if value < len(names):
+    if not mask:
         return names[value]
     return " + ".join(name for place, name in enumerate(names) if value >> place & 1)
 

@@ -42,19 +42,20 @@ from facetclip.index import ShardIndex, open_index
 from facetclip.interruption import Interrupted, Interruption, listening
 from facetclip.launch import check_engine, make_engine, precision_of
 from facetclip.losses import Pairing, attribute_losses, contrastive_loss
-from facetclip.model import AttributeReader, Outputs, load_model, save_model
+from facetclip.model import Outputs, save_model
 from facetclip.optimizers import build_optimizer
 from facetclip.presets import completed
 from facetclip.progress import Progress, watched
 from facetclip.schedule import due, learning_rate
 from facetclip.scores import reader_digest
-from facetclip.scratch import new_model
+from facetclip.start import start_model
 from facetclip.step_log import StepLog
 from facetclip.tracking import Tracker
 from facetclip.tuning import FROZEN_IMAGES, plain_weights, rate_factors, tune
 from facetclip.validation import judge, read_logits
 
 SAVING = 0.02  # of the time, at most, goes into checkpoints whose interval is ours to choose
+SCIENCE = {"model", "prompts", "train", "tuning", "objective", "optimizer", "sampling", "augment", "validation"}
 OPENNESS = 0.2  # about the cosine between a photo and an unrelated caption in a pre-trained CLIP
 
 
@@ -143,7 +144,7 @@ class Trainer:
     def _loss(self, outputs: Outputs, labels: Tensor, portion: Portion) -> Tensor:
         weights = self.run.objective
         sums = attribute_losses(outputs.logits, labels, self.feed.objective_at(portion.step))
-        loss = weights.attributes * sums.sum() / portion.count
+        loss = weights.attributes * sums.sum() / (portion.count or 1.0)  # 0: all that is labelled weighs nothing
         if outputs.captions is None or portion.groups is None:
             return loss
         mine = len(outputs.images) * self.accelerator.process_index
@@ -153,9 +154,9 @@ class Trainer:
             groups=portion.groups.to(outputs.images.device),
             mine=slice(mine, mine + len(outputs.images)),
         )
-        bias = -OPENNESS * outputs.scale.detach() - math.log(max(1, len(portion.groups) - 1))
+        bias = -OPENNESS * outputs.scale.detach() - math.log(max(1, portion.captioned - 1))
         contrast = contrastive_loss(pairing, outputs.scale, bias, weights.form)
-        return loss + weights.contrastive * contrast / len(portion.groups)
+        return loss + weights.contrastive * contrast / max(1, portion.captioned)
 
     def train_step(self, portion: Portion) -> tuple[Tensor, Tensor, Verdict]:
         """One update; this process's share of the loss, how alike its photos look, and what all agreed on."""
@@ -243,7 +244,7 @@ class Trainer:
                 return
             faults.reach("train.step")
             *measured, verdict = self.train_step(portion)
-            log.add(portion, *measured)
+            log.add(*measured)
             self.state.step = portion.step + 1
             if due(self.state.step, run.train.log_every, last=last):
                 self.report(*log.take(self.accelerator, run.train.batch))
@@ -274,11 +275,15 @@ class Trainer:
             f"{run.tuning.mode}: {self.steps} steps of {run.train.batch} photos out of {len(self.feed.rows)} labelled, "
             f"learning rate {run.optimizer.lr:.3g}"
         )
+        if self.steps < (run.optimizer.warmup_steps or 0):
+            self.say(f"  which it does not reach: optimizer.warmup_steps = {run.optimizer.warmup_steps}")
+        if not (self.index.label_matrix(self.index.rows("validation")) >= 0).any():
+            self.say("no label in the validation split: the last weights are kept, neither blended nor calibrated")
         if self.steps:
             for line in self.feed.mix:
                 self.say(line)
 
-    def report(self, values: dict[str, float], chance: float, likeness: float) -> None:
+    def report(self, values: dict[str, float], likeness: float) -> None:
         """One line, and one point in MLflow."""
         values["train/learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
         self._say(values)
@@ -286,7 +291,7 @@ class Trainer:
         comparable = self.run.objective.contrastive == 0
         frozen = self.run.tuning.mode in FROZEN_IMAGES
         loss, before, self._loss_before = values["train/loss"], self._loss_before, values["train/loss"]
-        alarm = collapse_alarm(loss, before, chance if comparable else math.inf, 0.0 if frozen else likeness)
+        alarm = collapse_alarm(loss, before, self.feed.chance if comparable else math.inf, 0.0 if frozen else likeness)
         if alarm and begun and not self._alarmed and self.accelerator.is_main_process:
             print(f"step {self.state.step}: warning: {alarm}", file=sys.stderr, flush=True)
             self._alarmed = True
@@ -302,8 +307,11 @@ class Trainer:
         rows = self.index.rows("validation")
         with self.goodput.spend("validation"), self.average.applied():
             logits = read_logits(self.reader, self.inputs, rows, self.accelerator)
+            if not np.isfinite(logits).all():
+                raise UserError(f"step {self.state.step}: the model's answers are no numbers; lower optimizer.lr")
             judgement = judge(logits, self.index.label_matrix(rows), self.index.schema)
-            self._say(judgement.values)
+            if judgement.values:
+                self._say(judgement.values)
             # Without a validation label the newest weights count as the best.
             loss = -float(self.state.step) if judgement.loss is None else judgement.loss
             if loss < self.state.best:
@@ -316,11 +324,12 @@ class Trainer:
         with self.engine.gathered() if self.steps else nullcontext():
             weights = gather_whole(plain_weights(self.reader), keep=main)
             if main:
+                measured = {"validation_loss": self.state.best} if self.state.best > 0 else {}
                 card = replace(
                     self.reader.card,
                     start=self.run.model.start,
                     data_digest=self.index.digest,
-                    metrics={"validation_loss": self.state.best, "step": self.state.best_step},
+                    metrics=measured | {"step": self.state.best_step},
                     calibration={},
                 )
                 with replace_folder(self.folder / "best") as beside:
@@ -356,6 +365,12 @@ class Trainer:
         if checkpoint is None:
             return
         check_science(checkpoint.science, self.science, self.folder, allow)
+        trained = {name for name, weight in self.reader.named_parameters() if weight.requires_grad}
+        if trained != checkpoint.weights.keys():
+            raise UserError(
+                f"{self.folder}: its checkpoint trained other weights than tuning.mode = {self.run.tuning.mode!r} "
+                "does; take another output.folder, or start over with --fresh"
+            )
         self.engine.load(checkpoint.weights, checkpoint.optimizer)
         self.average.load(checkpoint.average)
         if self.accelerator.scaler and checkpoint.scaler:
@@ -366,20 +381,7 @@ class Trainer:
     @property
     def science(self) -> dict[str, Any]:
         """Every setting that the numbers depend on, flat, with the digests of the start and of the data."""
-        sections = self.run.model_dump(
-            mode="json",
-            include={
-                "model",
-                "prompts",
-                "train",
-                "tuning",
-                "objective",
-                "optimizer",
-                "sampling",
-                "augment",
-                "validation",
-            },
-        )
+        sections = self.run.model_dump(mode="json", include=SCIENCE)
         flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
         del flat["train.log_every"], flat["tuning.interpolate"]
         digests = {"model.digest": self.start_digest, "data.digest": self.index.digest}
@@ -389,12 +391,3 @@ class Trainer:
         """One line on the terminal, from one process."""
         if self.accelerator.is_main_process and not self.quiet:
             print(line, flush=True)
-
-
-def start_model(run: RunConfig, index: ShardIndex) -> AttributeReader:
-    """The model that training starts from, reading the attributes of the data in the run's caption form."""
-    schema = index.schema.worded(run.prompts.form)
-    if run.model.new:
-        prompts = [texts for attribute in schema.attributes.values() for texts in attribute.training_prompts]
-        return new_model(run.model.new, schema, [text for texts in prompts for text in texts], seed=run.train.seed)
-    return load_model(str(run.model.start), schema, fit=run.model.fit)
