@@ -13,6 +13,8 @@ from facetclip import studies
 from facetclip.cli import main
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
+from facetclip.index import open_index
+from facetclip.lease import RunLease
 from facetclip.model import save_model
 from facetclip.studies import PARENT, run_captions, run_curve
 from facetclip.tracking import connector
@@ -117,6 +119,30 @@ def test_a_study_of_another_run_is_refused(shop: Path) -> None:
     run_curve(run_of(shop), shop / "curve", sizes=(6,), seeds=1)
     with pytest.raises(UserError, match=r"optimizer\.lr was 0\.01, is 0\.1"):
         run_curve(run_of(shop, optimizer={"lr": 0.1}), shop / "curve", sizes=(6,), seeds=1)
+
+
+def test_a_study_of_other_labels_or_another_start_is_refused_and_not_mixed(shop: Path) -> None:
+    out = shop / "captions"
+    run_captions(run_of(shop), out, forms=["value"], modes=["zero_shot"], seeds=1)
+    with pytest.raises(UserError, match=r"data\.labelled was None, is 10") as error:
+        run_captions(run_of(shop, data={"labelled": 10}), out, forms=["value"], modes=["zero_shot"], seeds=1)
+    assert "--allow" not in str(error.value)  # which a study has not
+    save_model(make_reader(4, open_index(shop / "shards").schema), shop / "start")
+    with pytest.raises(UserError, match=r"model\.digest was"):
+        run_captions(run_of(shop), out, forms=["value"], modes=["zero_shot"], seeds=1)
+
+
+def test_a_study_cannot_be_started_twice(shop: Path) -> None:
+    lease = RunLease(shop / "curve")
+    with pytest.raises(UserError, match="is training this run"):
+        run_curve(run_of(shop), shop / "curve", sizes=[5], seeds=1)
+    lease.release()
+
+
+def test_a_study_cuts_its_batches_as_the_run_does(shop: Path) -> None:
+    study = studies.Study(run_of(shop, train={"micro_batch": 4}), shop / "curve")
+    child = studies.Child("child", studies._labelled(study.run, 10, 1))
+    assert study._run_of(child, shop / "child").train.micro_batch == 4
 
 
 def test_more_than_is_labelled_cannot_be_asked_for(shop: Path) -> None:

@@ -115,10 +115,22 @@ def _verified(path: Path) -> dict[str, bytes] | None:
 
 def check_science(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path, allow: Collection[str] = ()) -> None:
     """UserError naming every setting, but for those of `allow`, in which a run differs from the one it would resume."""
-    changed = [name for name in sorted({*then, *now} - {*allow}) if then.get(name) != now.get(name)]
+    changed = {name: words for name, words in differences(then, now).items() if name not in allow}
     if changed:
-        lines = [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed]
         raise UserError(
-            f"{folder}: cannot resume: {'; '.join(lines)}. Change it back, take another output.folder, "
-            f"let it through with --allow {changed[0]}, or start over with --fresh"
+            f"{folder}: cannot resume: {'; '.join(changed.values())}. Change it back, take another output.folder, "
+            f"let it through with --allow {next(iter(changed))}, or start over with --fresh"
         )
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Every setting that has changed, with what it was and is, by name.
+
+    >>> differences({"train.seed": 1, "data.digest": "a"}, {"train.seed": 2, "data.digest": "a"})
+    {'train.seed': 'train.seed was 1, is 2'}
+    """
+    return {
+        name: f"{name} was {then.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    }

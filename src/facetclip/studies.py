@@ -15,7 +15,7 @@ import numpy as np
 
 from facetclip.batches import Inputs, PixelReader
 from facetclip.calibration import Calibration, probabilities
-from facetclip.checkpoint import check_science
+from facetclip.checkpoint import differences
 from facetclip.config import Form, RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
@@ -24,11 +24,14 @@ from facetclip.files import write_whole
 from facetclip.index import ShardIndex, open_index
 from facetclip.launch import make_accelerator
 from facetclip.learning_curve import METRIC_NAMES, Arm, Point, captions_table, curve_json, curve_table, forecast
+from facetclip.lease import LEASE, RunLease
 from facetclip.metrics import AttributeMetrics, measure_attribute
 from facetclip.model import AttributeReader, load_model
 from facetclip.report import text_table
 from facetclip.runs import fit, leave, remove, start_tracker
 from facetclip.schema import spans
+from facetclip.scores import reader_digest
+from facetclip.start import start_model
 from facetclip.study_pictures import draw_captions, draw_curve
 from facetclip.tracking import Tracker
 from facetclip.trainer import Trainer
@@ -65,18 +68,24 @@ class Study:
         """UserError where `out` holds a study of another run or other data."""
         sections = self.run.model_dump(mode="json", exclude={"output", "tracking", "data"})
         now = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-        now["data.digest"] = self.index.digest
+        now |= {"data.digest": self.index.digest, "data.labelled": self.run.data.labelled}
+        now["model.digest"] = reader_digest(start_model(self.run, self.index))
         path = self.out / "study.json"
-        if path.is_file():
-            check_science(json.loads(path.read_text(encoding="utf-8")), now, self.out)
+        then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+        if changed := differences(then, now):
+            raise UserError(
+                f"{self.out}: holds a study of other settings: {'; '.join(changed.values())}. "
+                "Change it back, or take another --out"
+            )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_whole(path, json.dumps(now, indent=1).encode())
 
     def measure(self, children: Iterable[Child], kind: str) -> dict[str, Scores]:
         """Name -> scores of every child; those that were measured before are read."""
-        parent = None
+        lease = parent = None
         if self.accelerator.is_main_process:
+            lease = RunLease(self.out)
             parent = start_tracker(self.run, self.out, tags={"facetclip.study": kind})
         found, ended = {}, "FAILED"
         try:
@@ -88,10 +97,13 @@ class Study:
                 for path in self._files():
                     parent.artifact(path)
                 parent.finish(ended)
+            if lease:
+                lease.release()
         return found
 
     def _files(self) -> list[Path]:
-        return [path for path in sorted(self.out.glob("*.*")) if path.suffix in (".png", ".json")]
+        found = [path for path in sorted(self.out.glob("*.*")) if path.suffix in (".png", ".json")]
+        return [path for path in found if path.name != LEASE]
 
     def _scores(self, child: Child, parent: Tracker | None) -> Scores:
         done = self.out / "done" / f"{child.name}.json"
@@ -220,7 +232,7 @@ def _labelled(run: RunConfig, items: int, seed: int) -> dict[str, dict[str, Any]
     """The settings of a training on `items` labelled images; the batch is no larger than they can fill."""
     repeats = 1 if run.sampling.strategy == "natural" else run.sampling.max_repeats
     batch = min(run.train.batch, items * repeats)
-    return {"data": {"labelled": items}, "train": {"seed": seed, "batch": batch, "micro_batch": None}}
+    return {"data": {"labelled": items}, "train": {"seed": seed, "batch": batch}}
 
 
 def _print_curve(points: Sequence[Point], targets: Sequence[float], labelled: int) -> None:
