@@ -1,5 +1,6 @@
 """A shop small enough for a test: a few coloured photos, an index over them, and a CLIP of two layers."""
 
+import hashlib
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,11 @@ from PIL import Image
 
 from facetclip.config import NewModel
 from facetclip.images import encode_jpeg
-from facetclip.index import Shard, ShardIndex, open_index, write_index
+from facetclip.index import ShardIndex, open_index, write_index
 from facetclip.model import AttributeReader
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
 from facetclip.scratch import new_model
+from facetclip.store import Shard
 
 SCHEMA = Schema.model_validate(
     {
@@ -64,16 +66,26 @@ def make_labels(items: int) -> dict[str, np.ndarray]:
 
 
 def make_shards(
-    folder: Path, items: int = 22, *, labels: Mapping[str, np.ndarray] | None = None, validation: bool = False
+    folder: Path,
+    items: int = 22,
+    *,
+    labels: Mapping[str, np.ndarray] | None = None,
+    validation: bool = False,
+    shards: int = 1,
 ) -> ShardIndex:
-    """An index over one file of photos laid end to end (readers only look where it points); `labels` replace some.
+    """An index over files of photos laid end to end (readers only look where it points); `labels` replace some.
 
     Items go to training and test by turns; with `validation` every second one of the test's to that.
     """
     photos = [photo(number) for number in range(items)]
     lengths = np.array([len(image) for image in photos])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "shard-000000.tar").write_bytes(b"".join(photos))
+    shard = np.arange(items) * shards // items
+    files = [b"".join(photos[place] for place in np.flatnonzero(shard == number)) for number in range(shards)]
+    names = [f"shard-{number:06d}.tar" for number in range(shards)]
+    for name, content in zip(names, files, strict=True):
+        (folder / name).write_bytes(content)
+    starts = np.cumsum([0, *(len(content) for content in files)])[shard]
     product = np.arange(items) // 2
     columns = {
         "place": np.arange(items),
@@ -82,11 +94,14 @@ def make_shards(
         "product": product,
         "split": np.array([0, 2, 0, 1 if validation else 2])[np.arange(items) % 4],
         **{f"label:{name}": column for name, column in (make_labels(items) | dict(labels or {})).items()},
-        "shard": np.zeros(items),
-        "offset": np.cumsum(lengths) - lengths,
+        "shard": shard,
+        "offset": np.cumsum(lengths) - lengths - starts,
         "length": lengths,
         "checksum": np.array([zlib.crc32(image) for image in photos]),
     }
-    shard = Shard("shard-000000.tar", items, int(lengths.sum()), "")
-    write_index(folder, pa.table(columns), SCHEMA, [shard], {})
+    facts = [
+        Shard(name, int((shard == number).sum()), len(content), hashlib.sha256(content).hexdigest())
+        for number, (name, content) in enumerate(zip(names, files, strict=True))
+    ]
+    write_index(folder, pa.table(columns), SCHEMA, facts, {})
     return open_index(folder)

@@ -59,7 +59,8 @@ LAYERS = [
     },
     {"squares"},
     {"index", "images"},
-    {"colours"},
+    {"colours", "store"},
+    {"cache", "remote"},
     {
         "splits",
         "sampling",
@@ -83,6 +84,8 @@ OWNERS = {
     "mlflow": {"tracking", "registry", "pyfunc_model"},
     "webdataset": {"shards", "tars"},
     "datasets": {"catalog"},
+    "fsspec": {"remote"},
+    "aiohttp": {"remote"},
     "pyarrow": {
         "catalog",
         "corrections",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from small_shop import SCHEMA, make_labels, make_shards, photo
 
 from facetclip import index as index_module
+from facetclip import store as store_module
 from facetclip.errors import UserError
 from facetclip.index import INDEX_NAME, canonical, key_of, open_index
 from facetclip.schema import Schema
@@ -50,7 +51,7 @@ def test_the_rows_of_a_split_and_their_labels(index):
 
 
 def test_every_image_is_read_by_its_offset_from_many_threads(index, monkeypatch):
-    monkeypatch.setattr(index_module, "MOST_OPEN", 0)  # every read evicts the file that others are reading
+    monkeypatch.setattr(store_module, "MOST_OPEN", 0)  # every read evicts the file that others are reading
     with ThreadPoolExecutor(8) as pool:
         rows = list(range(22)) * 20
         assert list(pool.map(index.read, rows)) == [photo(row) for row in rows]

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from facetclip import tracking
-from facetclip.errors import UserError
+from facetclip.errors import UserError, redacted
 from facetclip.spool import RECORD, SENT, SPOOL, RunRecord, Spool
-from facetclip.tracking import Tracker, connector, metric_name, redacted, sync, tracking_uri, unreachable
+from facetclip.tracking import Tracker, connector, metric_name, sync, tracking_uri, unreachable
 
 CANARY = "canary-7f3a"
 

@@ -59,7 +59,7 @@ class AuditSpec:
     most: int = MOST
 
 
-def audit(shards: Path, out: Path, spec: AuditSpec) -> Audited | None:
+def audit(shards: Path | str, out: Path, spec: AuditSpec) -> Audited | None:
     """Write the queue of suspect cells of `shards` to the folder `out`, with the photos that look bad in `photos.csv`.
 
     None on every process but the first. UserError where the model was fine-tuned on these very shards, or nothing can
@@ -68,7 +68,7 @@ def audit(shards: Path, out: Path, spec: AuditSpec) -> Audited | None:
     index = open_index(shards)
     schema, labels = index.schema, index.labels
     if not any(len(np.unique(column[column >= 0])) > 1 for column in labels.values()):
-        raise UserError(f"{shards}: no attribute lists two values; there is nothing to audit")
+        raise UserError(f"{index.store}: no attribute lists two values; there is nothing to audit")
     folds = folds_of(index.products, spec.folds, seed=spec.seed)
     accelerator = make_accelerator()
     start = (spec.run and spec.run.model.start) or spec.model
@@ -83,10 +83,10 @@ def audit(shards: Path, out: Path, spec: AuditSpec) -> Audited | None:
     flags = tuple(flag_photos(index, features))
     judges = f"{start}, fine-tuned" if spec.run else f"probes on {start}"
     facts = {"judges": judges, "folds": spec.folds, "cells": cells, "wrong": {k: round(v, 5) for k, v in wrong.items()}}
-    title = f"Cells of {shards.resolve().name} that the photos contradict"
+    title = f"Cells of {index.name} that the photos contradict"
     queue = tuple(_suggestions(index, found, ranked))
     write_flags(flags, out / FLAGS)
-    write_suggestions(Suggestions(title, str(shards), index.digest, schema, queue, facts), out)
+    write_suggestions(Suggestions(title, str(index.store), index.digest, schema, queue, facts), out)
     return Audited(out, cells, wrong, len(queue), flags)
 
 

@@ -13,7 +13,7 @@ from facetclip.report import text_table
 
 def add_audit(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip audit`."""
-    parser.add_argument("shards", type=Path, help="the shard folder of the catalog")
+    parser.add_argument("shards", help="the shards of the catalog, a folder or URL")
     parser.add_argument("overrides", nargs="*", help="section.key=value, replaces a setting of the run file")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the queue")
     parser.add_argument("--model", default="starter", help="whose features are judged by: a model not tuned on these")
@@ -42,7 +42,7 @@ def run_audit(args: argparse.Namespace) -> int:
 
 def add_next(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip next`."""
-    parser.add_argument("shards", type=Path, help="the shard folder of the catalog")
+    parser.add_argument("shards", help="the shards of the catalog, a folder or URL")
     parser.add_argument("--model", required=True, help="a model folder, a hub id or models:/NAME@ALIAS")
     parser.add_argument("--n", type=int, default=100, help="photos to label")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the queue")

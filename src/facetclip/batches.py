@@ -64,7 +64,7 @@ class PixelReader:
         try:
             return square_planes(self.index.read(row), self.size, self.fit)
         except BadImage as bad:
-            raise UserError(f"{self.index.folder}: item {self.index.item_id(row)!r}: {bad}") from bad
+            raise UserError(f"{self.index.store}: item {self.index.item_id(row)!r}: {bad}") from bad
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         """Photos of `rows` as uint8 [n, 3, size, size]."""

@@ -93,10 +93,16 @@ def _model_in(annotation: Any) -> Any:
 
 
 class Data(Strict):
-    """Where the shards lie, how many of their labelled training photos count (none: all of them), and where features
-    that are computed once are kept (none: in the run folder)."""
+    """Where the shards lie, a folder or a URL, how many of their labelled training photos count (none: all of them),
+    and where features that are computed once are kept (none: in the run folder).
+
+    `cache`: the folder that shards from a URL are kept in (none: FACETCLIP_CACHE, or the user's cache folder), and
+    `cache_bytes`: the most that they may take there (none: FACETCLIP_CACHE_BYTES, or no limit).
+    """
 
     shards: str
+    cache: str | None = None
+    cache_bytes: Positive | None = None
     features: str | None = None
     labelled: Positive | None = None
 

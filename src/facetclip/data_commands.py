@@ -198,7 +198,7 @@ def _progress(done: int, whole: int) -> None:
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip inspect`."""
-    parser.add_argument("shards", type=Path, help="the shard folder")
+    parser.add_argument("shards", help="the shards, a folder or URL")
     parser.add_argument("--verify", action="store_true", help="read every byte and say what is not as it was written")
     parser.add_argument("--sheets", type=Path, help="a folder for contact sheets, one an attribute, a row a value")
 

@@ -19,7 +19,8 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from facetclip.tracking import redacted, tracking_uri, unreachable
+from facetclip.errors import redacted
+from facetclip.tracking import tracking_uri, unreachable
 
 PACKAGE = Path(__file__).parent
 CONSTRAINTS = PACKAGE.parents[1] / "constraints.txt"  # there in a clone, absent in an installed package

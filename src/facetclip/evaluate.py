@@ -16,15 +16,17 @@ from facetclip.scores import Scores, not_applicable, reader_digest, reader_for, 
 NOTHING = "none"  # as `zero_shot`: compare with nothing
 
 
-def evaluate(model: str, shards: Path, split: str, out: Path, *, zero_shot: str | None = None) -> EvalReport:
+def evaluate(
+    model: str, shards: Path | str | ShardIndex, split: str, out: Path, *, zero_shot: str | None = None
+) -> EvalReport:
     """Measure `model` (a folder, a hub id, `starter`) on `split`; write report.json, pictures and index.html to `out`.
 
     `zero_shot`: the model to stand beside it; by default the start that the model's folder names, and where that cannot
     be loaded the report says so; `none` compares with nothing. UserError when the split holds no label at all.
     """
-    index = open_index(shards)
+    index = shards if isinstance(shards, ShardIndex) else open_index(shards)
     if not len(index.rows(split)):
-        raise UserError(f"{shards}: the {split} split is empty; nothing can be measured")
+        raise UserError(f"{index.store}: the {split} split is empty; nothing can be measured")
     reader = _on_device(reader_for(model, index.schema))
     start, note = _start(reader, index, zero_shot)
     report = evaluate_reader(reader, index, split, source=model, start=start, note=note)
@@ -32,7 +34,7 @@ def evaluate(model: str, shards: Path, split: str, out: Path, *, zero_shot: str 
     return report
 
 
-def score_split(model: str, shards: Path, split: str) -> EvalReport:
+def score_split(model: str, shards: Path | str, split: str) -> EvalReport:
     """The report on `model` alone, without files; UserError as `evaluate`."""
     index = open_index(shards)
     return evaluate_reader(_on_device(reader_for(model, index.schema)), index, split, source=model)
@@ -73,7 +75,7 @@ def _read(source: str, reader: AttributeReader, index: ShardIndex, split: str) -
         if measured is not None:
             attributes[name] = measured
     if not attributes:
-        raise UserError(f"{index.folder}: the {split} split holds no label; nothing can be measured")
+        raise UserError(f"{index.store}: the {split} split holds no label; nothing can be measured")
     return reading(source, reader_digest(reader), attributes)
 
 

@@ -6,44 +6,31 @@ and stay NumPy arrays: 10 million rows open at once and cost some 30 bytes a row
 
 import hashlib
 import json
-import os
 import re
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facetclip.errors import UserError
+from facetclip.cache import CacheSpec
+from facetclip.errors import UserError, first_line
 from facetclip.files import writing
 from facetclip.schema import Schema
 from facetclip.splits import SPLITS
+from facetclip.store import INDEX_NAME, CachedShards, LocalShards, Shard, open_store
 
-INDEX_NAME = "index.parquet"
 FORMAT = "facetclip-index-1"
 LABEL = "label:"  # before the attribute's name in the Parquet column
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _KEY_LENGTH = 64  # the place alone makes a key unique; a plain tar header takes names of up to 100 bytes
-MOST_OPEN = 128  # shard files held open at a time
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar of the folder as it was when the index was written."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
 
 
 def key_of(place: int, item_id: str) -> str:
@@ -56,50 +43,33 @@ def key_of(place: int, item_id: str) -> str:
     return f"{place:09d}_{escaped[:_KEY_LENGTH]}"
 
 
-class _OpenFile:
-    """A file descriptor that lives as long as someone holds this: an eviction never closes it under a reader."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-class _OpenFiles:
-    """The MOST_OPEN files read last."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
-
-    def read(self, path: Path, offset: int, length: int) -> bytes:
-        with self._lock:
-            file = self._files.get(path) or _OpenFile(path)
-            self._files[path] = file
-            self._files.move_to_end(path)
-            if len(self._files) > MOST_OPEN:
-                self._files.popitem(last=False)
-        return os.pread(file.descriptor, length, offset)
-
-
 @dataclass(frozen=True)
 class ShardIndex:
     """The rows of a finished shard folder; a row's number is its identity everywhere. Made by `open_index`."""
 
-    folder: Path
+    store: LocalShards | CachedShards
     schema: Schema
     digest: str
     size: int
     shards: tuple[Shard, ...] = field(repr=False)
-    _open: _OpenFiles = field(default_factory=_OpenFiles, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.size
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_index, (self.folder,)  # so that a loader's worker opens its own files
+        return _opened, (self.store, self.digest)
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards lie on this machine; UserError where they do not."""
+        if isinstance(self.store, CachedShards):
+            raise UserError(f"{self.store}: expected a folder of this machine")
+        return self.store.folder
+
+    @property
+    def name(self) -> str:
+        """What the folder is called, for a title."""
+        return self.store.name
 
     @cached_property
     def splits(self) -> np.ndarray:
@@ -155,9 +125,7 @@ class ShardIndex:
     def titles(self) -> pa.Array:
         """large_string [n], null where the catalog has none; UserError when the schema names no title column."""
         if self.schema.columns.title is None:
-            raise UserError(
-                f"{self.folder}: the shards hold no titles; name the title column in the schema's [columns]"
-            )
+            raise UserError(f"{self.store}: the shards hold no titles; name the title column in the schema's [columns]")
         return self._text("title")
 
     def with_splits(self, splits: np.ndarray) -> "ShardIndex":
@@ -191,27 +159,32 @@ class ShardIndex:
         row = int(row)
         if not 0 <= row < self.size:
             raise IndexError(f"row {row} of an index of {self.size} rows")
-        path = self.folder / self.shards[self.shard[row]].name
-        offset, length = int(self.offset[row]), int(self.length[row])
-        try:
-            image = self._open.read(path, offset, length)
-        except OSError as error:
-            raise UserError(f"{self._spot(row)}: cannot be read ({error.strerror})") from error
-        if len(image) < length:
-            raise UserError(
-                f"{self._spot(row)}: the shard ends {length - len(image)} bytes early; run facetclip shard again"
-            )
-        if zlib.crc32(image) != self.checksum[row]:
-            raise UserError(f"{self._spot(row)}: the image is not the one that was indexed; run facetclip shard again")
+        problem = self._problem(row, image := self._bytes(row))
+        if problem and self.store.renewed(self.shards[self.shard[row]]):
+            problem = self._problem(row, image := self._bytes(row))
+        if problem:
+            raise UserError(f"{self._spot(row)}: {problem}; run facetclip shard again")
         return image
 
+    def _bytes(self, row: int) -> bytes:
+        shard = self.shards[self.shard[row]]
+        try:
+            return self.store.read(shard, int(self.offset[row]), int(self.length[row]))
+        except OSError as error:
+            raise UserError(f"{self._spot(row)}: cannot be read ({error.strerror})") from error
+
+    def _problem(self, row: int, image: bytes) -> str | None:
+        missing = int(self.length[row]) - len(image)
+        if missing:
+            return f"the shard ends {missing} bytes early"
+        return None if zlib.crc32(image) == self.checksum[row] else "the image is not the one that was indexed"
+
     def _spot(self, row: int) -> str:
-        shard = self.folder / self.shards[self.shard[row]].name
         key = key_of(int(self.places[row]), self.item_id(row))
-        return f"{shard}, offset {self.offset[row]}, key {key}"
+        return f"{self.store}/{self.shards[self.shard[row]].name}, offset {self.offset[row]}, key {key}"
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        with pq.ParquetFile(self.folder / INDEX_NAME) as file:
+        with pq.ParquetFile(self.store.index) as file:
             return file.read(columns=[name]).column(0)
 
     def _numbers(self, name: str) -> np.ndarray:
@@ -223,39 +196,51 @@ class ShardIndex:
         return self._column(name).cast(pa.large_string()).combine_chunks()
 
 
-def open_index(folder: Path) -> ShardIndex:
-    """The index of `folder`; UserError when it is absent, of another format, or a shard is not as it was written."""
-    folder = Path(folder)
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        unfinished = (folder / ".parts").is_dir()
+def open_index(place: Path | str, cache: CacheSpec | None = None) -> ShardIndex:
+    """The index of the shards in a folder, or at a URL behind `cache` (by the environment where None).
+
+    UserError when it is absent, of another format, or a shard is not as it was written.
+    """
+    return _opened(open_store(place, cache, _index_problem))
+
+
+def _opened(store: LocalShards | CachedShards, digest: str | None = None) -> ShardIndex:
+    if isinstance(store, LocalShards) and not store.index.is_file():
+        unfinished = (store.folder / ".parts").is_dir()
         hint = "the sharding was interrupted; run the same command again" if unfinished else "run facetclip shard first"
-        raise UserError(f"{folder}: no {INDEX_NAME}; {hint}")
-    stored = read_metadata(path)
+        raise UserError(f"{store}: no {INDEX_NAME}; {hint}")
+    stored = read_metadata(store.index, f"{store}/{INDEX_NAME}")
+    if digest not in (None, stored["digest"]):
+        raise UserError(f"{store}: another index has taken the place of the one that was opened; start again")
     shards = tuple(Shard(**shard) for shard in json.loads(stored["shards"]))
-    for shard in shards:
-        _check_size(folder / shard.name, shard)
-    return ShardIndex(folder, Schema.from_json(stored["schema"]), stored["digest"], int(stored["size"]), shards)
+    store.require(shards)
+    return ShardIndex(store, Schema.from_json(stored["schema"]), stored["digest"], int(stored["size"]), shards)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """What the index says beside its columns; UserError when `path` is not an index of this format."""
+def _index_problem(file: BinaryIO) -> str | None:
+    """What is wrong with an index that was copied: its rows do not give the digest that it names."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            stored = parquet.schema_arrow.metadata or {}
+            if stored.get(b"format") != FORMAT.encode():
+                return None  # opening it says so
+            schema = Schema.from_json(stored[b"schema"].decode())
+            found = digest_of(parquet.read(_digested(schema)), schema)
+    except (pa.ArrowException, OSError) as error:
+        return f"not a readable Parquet file ({first_line(error)})"
+    return None if found == stored[b"digest"].decode() else "the index does not have the digest that it names"
+
+
+def read_metadata(path: Path, name: str | None = None) -> dict[str, str]:
+    """What the index says beside its columns; UserError, by `name`, when `path` is not an index of this format."""
+    name = name or str(path)
     try:
         stored = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); run facetclip shard again") from error
+        raise UserError(f"{name}: not a readable Parquet file ({error}); run facetclip shard again") from error
     if stored.get("format") != FORMAT:
-        raise UserError(f"{path}: expected format {FORMAT}, found {stored.get('format')!r}; run facetclip shard again")
+        raise UserError(f"{name}: expected format {FORMAT}, found {stored.get('format')!r}; run facetclip shard again")
     return stored
-
-
-def _check_size(path: Path, shard: Shard) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); the index expects {shard.bytes} bytes") from error
-    if found != shard.bytes:
-        raise UserError(f"{path}: expected {shard.bytes} bytes, found {found}; run facetclip shard again")
 
 
 def write_index(
@@ -296,12 +281,16 @@ def digest_of(table: pa.Table, schema: Schema) -> str:
     """
     values = {name: attribute.values for name, attribute in schema.attributes.items()}
     total = hashlib.sha256(json.dumps(values).encode())
-    titles = ("title",) if schema.columns.title else ()
-    for name in ("item", "product_id", *titles, "split", *(LABEL + name for name in schema.names), "checksum"):
+    for name in _digested(schema):
         total.update(f"\0{name}\0{table.num_rows}\0".encode())
         for part in canonical(table.column(name)):
             total.update(part)
     return total.hexdigest()
+
+
+def _digested(schema: Schema) -> list[str]:
+    titles = ("title",) if schema.columns.title else ()
+    return ["item", "product_id", *titles, "split", *(LABEL + name for name in schema.names), "checksum"]
 
 
 def canonical(column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:

@@ -45,7 +45,7 @@ def describe(index: ShardIndex) -> str:
     sizes = np.quantile(index.length, [0.5, 0.99]) / 1000 if len(index) else (0.0, 0.0)
     total = sum(shard.bytes for shard in index.shards)
     lines = [
-        f"{index.folder}: {len(index):,} items of {len(np.unique(index.products)):,} products in {len(index.shards):,} "
+        f"{index.store}: {len(index):,} items of {len(np.unique(index.products)):,} products in {len(index.shards):,} "
         f"shards, {total / 1e6:,.1f} MB; a photo has {sizes[0]:,.1f} kB, the largest hundredth over {sizes[1]:,.1f} kB",
         "",
         text_table(

@@ -28,7 +28,7 @@ POOL = 10  # times as many of the most unsure are looked at as are picked
 PORTION = 4096
 
 
-def label_next(shards: Path, model: str, out: Path, *, count: int) -> int | None:
+def label_next(shards: Path | str, model: str, out: Path, *, count: int) -> int | None:
     """Write the `count` photos of `shards` that are most worth labelling to the folder `out`; how many there are.
 
     A suggestion a cell that says nothing and applies, the photos in the order in which they were picked. None on every
@@ -50,12 +50,14 @@ def label_next(shards: Path, model: str, out: Path, *, count: int) -> int | None
         unsure += np.where(which, entropy(read[name], multi_valued=index.schema.attributes[name].multi_valued), 0.0)
     picked = pick(unsure, features.numpy(), count)
     if not len(picked):
-        raise UserError(f"{shards}: no photo has a gap in an attribute that applies to it; nothing is left to label")
+        raise UserError(
+            f"{index.store}: no photo has a gap in an attribute that applies to it; nothing is left to label"
+        )
     cells = tuple(
         _suggestion(index, int(row), name, read[name][row]) for row in picked for name in silent if silent[name][row]
     )
-    title = f"Photos of {shards.resolve().name} to label next"
-    write_suggestions(Suggestions(title, str(shards), index.digest, index.schema, cells, {"model": model}), out)
+    title = f"Photos of {index.name} to label next"
+    write_suggestions(Suggestions(title, str(index.store), index.digest, index.schema, cells, {"model": model}), out)
     return len(picked)
 
 

@@ -50,7 +50,7 @@ def run_train(args: argparse.Namespace) -> int:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip evaluate`."""
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("--shards", type=Path, required=True, help="the shard folder")
+    parser.add_argument("--shards", required=True, help="the shards, a folder or URL")
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the report")
     parser.add_argument("--against", help="the zero-shot model beside it, or none; its own start by default")
@@ -67,7 +67,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 def add_extract(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip extract`."""
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("--shards", type=Path, help="a shard folder to read")
+    parser.add_argument("--shards", help="shards to read, a folder or URL")
     parser.add_argument("--split", default="all", help="of the shards: all, train, validation or test")
     parser.add_argument("--catalog", help="a catalog to read with its own images")
     parser.add_argument("--schema", type=Path, help="of the catalog")
@@ -122,7 +122,7 @@ def run_fill(args: argparse.Namespace) -> int:
 def add_promote(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip promote`."""
     parser.add_argument("name", help="of the registered model")
-    parser.add_argument("--shards", type=Path, required=True, help="the shards whose test split decides")
+    parser.add_argument("--shards", required=True, help="the shards, a folder or URL, whose test split decides")
     parser.add_argument("--margin", type=float, default=0.0, help="by how much the mean macro-F1 must be better")
 
 

@@ -9,11 +9,11 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from facetclip.errors import UserError
+from facetclip.errors import UserError, first_line, redacted
 from facetclip.model import AttributeReader, load_model
 from facetclip.schema import Schema
 from facetclip.scores import reader_digest
-from facetclip.tracking import connector, first_line, metric_name, redacted, say, tracking_uri, unreachable
+from facetclip.tracking import connector, metric_name, say, tracking_uri, unreachable
 
 CHALLENGER = "challenger"
 DIGEST_TAG = "facetclip.digest"
@@ -22,7 +22,7 @@ CLIP = "clip"  # the model folder's name among the artifacts, as pyfunc_model.py
 NOT_SERVED = ("starter", "__pycache__")  # what the copy of this package beside a registered model goes without
 SERVED_WITH = (  # what the code in a registered model imports
     *("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow"),
-    *("pydantic", "pillow", "simplejpeg"),
+    *("pydantic", "pillow", "simplejpeg", "fsspec", "aiohttp"),
 )
 EXAMPLE = (  # a red disc on white, 16 x 16 pixels
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAMAAAAoLQ9TAAAABlBMVEXIKCj////MVeAQAAAALUlEQVR42mNgRAMMOAQYgABJgAEKYAIMDEgi2A"

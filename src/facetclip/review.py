@@ -26,16 +26,16 @@ SHARP = 1500
 THREADS = 4
 
 
-def write_review(folder: Path, out: Path, *, shards: Path | None = None, most: int | None = None) -> int:
+def write_review(folder: Path, out: Path, *, shards: Path | str | None = None, most: int | None = None) -> int:
     """Write the page for the suggestions in `folder` to the file `out`; how many suggestions are on it.
 
     `shards`: where they lie now, if not where `folder` says; `most`: only the first so many. UserError where the shards
     are not those that the suggestions are about.
     """
     found = read_suggestions(folder)
-    index = open_index(shards or Path(found.shards))
+    index = open_index(shards or found.shards)
     if index.digest != found.data_digest:
-        raise UserError(f"{index.folder}: not the data that {folder} is about; give its shards by --shards")
+        raise UserError(f"{index.store}: not the data that {folder} is about; give its shards by --shards")
     cells = found.cells[:most]
     if not cells:
         raise UserError(f"{folder}: holds no suggestion; there is nothing to review")
@@ -53,7 +53,7 @@ def write_review(folder: Path, out: Path, *, shards: Path | None = None, most: i
 def _rows_of(index: ShardIndex, items: list[str]) -> dict[str, int]:
     place = {item: row for row, item in enumerate(index.item_ids.to_pylist())}
     if strange := next((item for item in items if item not in place), None):
-        raise UserError(f"{index.folder}: has no item {strange!r}, which a suggestion is about")
+        raise UserError(f"{index.store}: has no item {strange!r}, which a suggestion is about")
     return {item: place[item] for item in items}
 
 

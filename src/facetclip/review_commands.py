@@ -12,7 +12,7 @@ def add_review(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip review`."""
     parser.add_argument("folder", type=Path, help="what facetclip audit or facetclip next wrote")
     parser.add_argument("--out", type=Path, required=True, help="the HTML page to write")
-    parser.add_argument("--shards", type=Path, help="the shards, where they are elsewhere by now")
+    parser.add_argument("--shards", help="the shards, a folder or URL, where they are elsewhere by now")
     parser.add_argument("--most", type=int, help="only the first so many suggestions")
 
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from facetclip.attempts import RECORD as ATTEMPTS
 from facetclip.attempts import count_attempt
 from facetclip.config import RunConfig
+from facetclip.errors import redacted
 from facetclip.evaluate import evaluate
 from facetclip.files import write_whole
 from facetclip.finishing import finish_model
@@ -117,6 +118,7 @@ def leave(accelerator: Accelerator) -> None:
 def start_tracker(run: RunConfig, folder: Path, *, tags: Mapping[str, str] | None = None) -> Tracker:
     """The MLflow run of a run folder, with every setting as a parameter and the resolved run file beside the model."""
     resolved = run.model_dump(mode="json")
+    resolved["data"]["shards"] = redacted(run.data.shards)
     write_whole(folder / "run.json", json.dumps(resolved, indent=2).encode())
     flat = {f"{section}.{key}": value for section, keys in resolved.items() for key, value in keys.items()}
     return Tracker.start(
@@ -134,7 +136,7 @@ def file_results(trainer: Trainer, judgement: Judgement, tracker: Tracker) -> st
     model = folder / "model"
     tracker.metrics(trainer.state.step, {f"final/{name}": value for name, value in judgement.values.items()})
     if judgement.loss is not None:
-        evaluate(str(model), Path(run.data.shards), "validation", folder / "validation")
+        evaluate(str(model), trainer.index, "validation", folder / "validation")
         tracker.artifact(folder / "validation")
     for path in (folder / "run.json", model / CARD):
         tracker.artifact(path)

@@ -18,9 +18,9 @@ from facetclip.scores import Photos
 
 @dataclass(frozen=True)
 class FromShards:
-    """Read a shard folder: all of it, or one split."""
+    """Read shards, in a folder or at a URL: all of it, or one split."""
 
-    folder: Path
+    shards: Path | str
     split: str = "all"
 
 
@@ -59,14 +59,14 @@ def open_items(source: FromShards | FromCatalog) -> Items:
 
 
 def _from_shards(source: FromShards) -> Items:
-    index = open_index(source.folder)
+    index = open_index(source.shards)
     if source.split != "all" and source.split not in SPLITS:
         raise UserError(f"split {source.split!r}: expected all, {', '.join(SPLITS)}")
     rows = np.arange(len(index)) if source.split == "all" else index.rows(source.split)
     if not len(rows):
-        raise UserError(f"{source.folder}: the {source.split} split is empty; there is nothing to read")
+        raise UserError(f"{index.store}: the {source.split} split is empty; there is nothing to read")
     return Items(
-        source=str(source.folder),
+        source=str(index.store),
         digest=index.digest,
         split=source.split,
         schema=index.schema,

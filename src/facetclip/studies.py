@@ -32,6 +32,7 @@ from facetclip.runs import fit, leave, remove, start_tracker
 from facetclip.schema import spans
 from facetclip.scores import reader_digest
 from facetclip.start import start_model
+from facetclip.store import cache_spec
 from facetclip.study_pictures import draw_captions, draw_curve
 from facetclip.tracking import Tracker
 from facetclip.trainer import Trainer
@@ -57,7 +58,7 @@ class Study:
     def __init__(self, run: RunConfig, out: Path) -> None:
         self.run, self.out = run, out
         self.accelerator = make_accelerator()
-        self.index = open_index(Path(run.data.shards))
+        self.index = open_index(run.data.shards, cache_spec(run.data.cache, run.data.cache_bytes))
         self.rows = self.index.rows("test")
         if not (self.index.label_matrix(self.rows) >= 0).any():
             raise UserError(f"{run.data.shards}: no label in the test split; a study has nothing to measure on")

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from facetclip import __version__
-from facetclip.errors import UserError
+from facetclip.errors import UserError, first_line, redacted
 from facetclip.spool import RECORD, RunRecord, Spool
 
 KEY_TAG = "facetclip.key"  # finds a run that was made just before a kill, so that it is not made twice
@@ -60,16 +60,6 @@ def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or else a SQLite file in the working directory."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     return uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-
-
-def redacted(text: str) -> str:
-    """`text` without the passwords and tokens of the URIs in it.
-
-    >>> redacted("https://me:secret@mlflow.shop/x?token=abc&n=1")
-    'https://***@mlflow.shop/x?token=***&n=1'
-    """
-    text = re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
-    return re.sub(r"(?i)([?&][\w-]*(?:token|key|secret|passw|sig|credential)[\w-]*=)[^&\s]+", r"\1***", text)
 
 
 def unreachable(uri: str) -> str | None:
@@ -215,11 +205,6 @@ class Sender:
             self.client.log_artifact(self.record.run_id, str(path))
         else:
             say(f"{path} is gone; it is not sent to MLflow")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without secrets."""
-    return redacted(str(error).strip().partition("\n")[0][:200]) or type(error).__name__
 
 
 class Tracker:

@@ -50,6 +50,7 @@ from facetclip.schedule import due, learning_rate
 from facetclip.scores import reader_digest
 from facetclip.start import start_model
 from facetclip.step_log import StepLog
+from facetclip.store import cache_spec
 from facetclip.tracking import Tracker
 from facetclip.tuning import FROZEN_IMAGES, plain_weights, rate_factors, tune
 from facetclip.validation import judge, read_logits
@@ -81,7 +82,7 @@ class Trainer:
         self.progress = Progress(self.folder, accelerator.process_index)
         self.goodput = Goodput(self.folder, self.progress.last.time)
         self.interruption = Interruption()
-        self.index = index or open_index(Path(run.data.shards))
+        self.index = index or open_index(run.data.shards, cache_spec(run.data.cache, run.data.cache_bytes))
         check_run(run, self.index, accelerator.num_processes)
         check_engine(accelerator, run)
         torch.manual_seed(run.train.seed)
