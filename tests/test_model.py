@@ -162,8 +162,8 @@ def test_folders_that_hold_no_clip_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        ("a weight is gone", "lacks 1 of its weights, such as visual_projection.weight"),
-        ("a weight has another shape", "cannot be loaded"),
+        ("a weight is gone", "lacks 1 of its weights in their shapes, such as visual_projection.weight"),
+        ("a weight has another shape", "lacks 1 of its weights in their shapes, such as visual_projection.weight"),
         ("cut in half", "cannot be loaded"),
         ("no vocabulary", "brings no vocabulary"),
         ("card", "facetclip.json: is no model card"),

@@ -11,6 +11,7 @@ import torch
 from small_shop import make_labels, make_reader, make_shards
 from test_extract import Launched
 from test_trainer import make_run
+from transformers import SiglipConfig, SiglipModel
 
 from facetclip import extract as extraction
 from facetclip import features, feed
@@ -159,6 +160,39 @@ def test_only_what_a_mode_names_is_trained(shop: Path, tmp_path: Path, mode: str
     assert mode == "zero_shot" or any(
         not torch.equal(weight, before[name]) for name, weight in trainer.reader.named_parameters()
     )
+
+
+def make_siglip(shop: Path, out: Path) -> None:
+    """A SigLIP of random weights with the words of the shop's start."""
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = load_model(str(shop / "start")).tokenizer
+    text = {**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    shape = SiglipConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8})  # type: ignore[arg-type]  # dicts are taken
+    SiglipModel(shape).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("tuning", EVERY)
+def test_every_weight_that_trains_gets_a_gradient(
+    shop: Path, tmp_path: Path, tuning: dict[str, Any], family: str
+) -> None:
+    """Processes wait for each other's gradient of every one, so one that is not used ends a launch in an error."""
+    if tuning["mode"] == "zero_shot" or (tuning["mode"] == "prompt" and family == "siglip"):
+        pytest.skip("trains nothing, or is refused")
+    start = shop / "start"
+    if family == "siglip":
+        start = tmp_path / "siglip"
+        make_siglip(shop, start)
+    run = run_of(shop, tmp_path / "run", tuning, model={"start": str(start)})
+    trainer = Trainer(run, make_accelerator())
+    (planned,) = trainer.feed.planned(0, 1)
+    trainer.reader.train()
+    trainer.forward_backward(trainer.feed.portion(trainer.inputs, planned))
+    unused = [
+        name for name, weight in trainer.reader.named_parameters() if weight.requires_grad and weight.grad is None
+    ]
+    assert unused == []
 
 
 def test_a_probe_starts_where_zero_shot_stands(shop: Path) -> None:

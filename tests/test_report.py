@@ -12,6 +12,7 @@ from facetclip.report import (
     MOST_DRAWN,
     EvalReport,
     draw_confusion,
+    draw_reliability,
     draw_summary,
     drawn_confusion,
     reading,
@@ -113,6 +114,16 @@ def test_pictures_are_whole_and_the_same_every_time(size):
         assert max(picture.size) < 3000
         assert np.asarray(picture.convert("L")).std() > 5
     assert draw_confusion("material $ & finish", numbers) == drawn
+
+
+@pytest.mark.parametrize(
+    "values", [["黒", "白"], ["$5 off $a", r"\frac{$}$"], ["{value}", '5" pan'], ["_x_", "^", "\u202eabc"]]
+)
+def test_values_in_any_letters_are_drawn_without_a_word(values: list[str]) -> None:
+    numbers = measured(values)
+    for name in values:
+        for picture in (draw_confusion(name, numbers), draw_reliability(name, numbers)):
+            assert Image.open(io.BytesIO(picture)).width > 300
 
 
 def test_the_summary_picture_draws_with_and_without_zero_shot():

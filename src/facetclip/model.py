@@ -130,6 +130,10 @@ class AttributeReader(nn.Module):
         self.preprocessing = preprocessing
         self.card = ModelCard(schema=schema, fit=preprocessing.fit)
         self.calibration: dict[str, Calibration] = {}
+        if hasattr(
+            clip, "logit_bias"
+        ):  # of a SigLIP's pairs, which nothing here reads: processes wait for its gradient
+            clip.logit_bias.requires_grad_(False)
         self.scale_shape = clip.logit_scale.shape
         clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))
         attributes = schema.attributes.values()
@@ -289,7 +293,12 @@ def _load_parts(place: str, source: str) -> tuple[Any, Any]:
                 f"model {source!r} is of type {config.model_type!r}; expected one of {', '.join(SUPPORTED)}"
             )
         clip, found = AutoModel.from_pretrained(
-            place, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            place,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, with their names
         )
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -298,9 +307,11 @@ def _load_parts(place: str, source: str) -> tuple[Any, Any]:
     finally:
         if bars:
             logging.enable_progress_bar()
-    if found["missing_keys"]:  # which transformers makes up at random
-        lacking = sorted(found["missing_keys"])
-        raise UserError(f"model {source!r} lacks {len(lacking)} of its weights, such as {lacking[0]}; copy it anew")
+    # transformers makes up at random what a folder lacks
+    if lacking := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+        raise UserError(
+            f"model {source!r} lacks {len(lacking)} of its weights in their shapes, such as {lacking[0]}; copy it anew"
+        )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise UserError(f"model {source!r} brings no vocabulary; copy its tokenizer's files too")
     return clip, tokenizer

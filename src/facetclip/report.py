@@ -2,6 +2,7 @@
 
 import io
 import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,7 +323,10 @@ def _draw_bars(axes: Any, report: EvalReport, key: str) -> None:
 
 def _png(figure: Any) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Letters that matplotlib's font has not are drawn as boxes; the page beside it has them all.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
