@@ -59,7 +59,7 @@ LAYERS = [
     },
     {"squares"},
     {"index", "images"},
-    {"colours", "store"},
+    {"colours", "letters", "store"},
     {"cache", "remote"},
     {
         "splits",

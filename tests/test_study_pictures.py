@@ -7,7 +7,7 @@ from PIL import Image
 from facetclip.learning_curve import Arm, Metric, Point
 from facetclip.study_pictures import draw_captions, draw_curve
 
-HOSTILE = ["price in $ or $$", "W$" * 60, r"a\b_{x}^2", "two\nlines", ""]
+HOSTILE = ["price in $ or $$", "W$" * 60, r"a\b_{x}^2", "two\nlines", "", "黒い $x$"]
 
 
 def curve(names: list[str], *, sizes: tuple[int, ...] = (10, 20, 40, 100, 437), seeds: int = 3) -> list[Point]:

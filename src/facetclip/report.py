@@ -2,7 +2,6 @@
 
 import io
 import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import TypeAdapter
 
 from facetclip.calibration import ReliabilityBin
 from facetclip.files import write_whole
+from facetclip.letters import any_letters
 from facetclip.metrics import AttributeMetrics
 from facetclip.page import render
 
@@ -323,9 +323,7 @@ def _draw_bars(axes: Any, report: EvalReport, key: str) -> None:
 
 def _png(figure: Any) -> bytes:
     out = io.BytesIO()
-    with warnings.catch_warnings():
-        # Letters that matplotlib's font has not are drawn as boxes; the page beside it has them all.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with any_letters():
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 

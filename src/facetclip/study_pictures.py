@@ -22,6 +22,7 @@ from facetclip.learning_curve import (
     levels,
     rounded_up,
 )
+from facetclip.letters import any_letters
 from facetclip.report import INK, MODEL_COLOUR, MUTED, RAMP, RULE, ZERO_SHOT_COLOUR
 
 MOST_COLUMNS = 4
@@ -33,6 +34,7 @@ LEGEND = (*METRIC_NAMES.values(), "one seed", "fitted law", "zero-shot", "target
 PER_INCH = 160
 
 
+@any_letters()
 def draw_curve(
     points: Sequence[Point], *, metric: Metric | Literal["both"], targets: Sequence[float] = (0.9,)
 ) -> bytes:
@@ -185,6 +187,7 @@ def _finish(figure: Any, panels: Any, used: int) -> None:
     figure.text(0.62 / wide, 0.68 / high, axis, fontsize=8.5, color=MUTED)
 
 
+@any_letters()
 def draw_captions(arms: Sequence[Arm], *, metric: Metric) -> bytes:
     """A PNG of caption form (rows) by tuning mode (colours): means over attributes, 95% intervals over seeds."""
     from matplotlib.figure import Figure
