@@ -29,7 +29,7 @@ from facetclip.runs import fit, run_training
 from facetclip.scores import score_rows
 from facetclip.trainer import Trainer
 from facetclip.tuning import TEXT, blend, layer_depths, plain_weights, rate_factors, tune
-from facetclip.validation import logits_of
+from facetclip.validation import judge, logits_of
 
 MODES: dict[str, dict[str, Any]] = {
     "zero_shot": {},
@@ -292,12 +292,27 @@ def test_the_blend_and_the_calibration_are_chosen_on_the_validation_split(shop: 
     assert judgement is not None
     assert judgement.loss is not None
     assert judgement.loss <= result.loss + 1e-6  # alpha 1 is among the choices
-    assert model.card.metrics["blend"] in (0.2, 0.4, 0.6, 0.8, 1.0)
+    assert model.card.metrics["blend"] in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     assert model.calibration == judgement.calibration
     labels = trainer.index.label_matrix(trainer.index.rows("validation"))
     assert set(model.calibration) == {
         name for place, name in enumerate(trainer.index.schema.names) if (labels[:, place] >= 0).any()
     }
+
+
+@pytest.mark.parametrize("mode", ["probe", "prompt", "full"])
+def test_a_training_that_only_harmed_ships_its_start(shop: Path, tmp_path: Path, mode: str) -> None:
+    run = run_of(shop, tmp_path / "run", {"mode": mode}, optimizer={"lr": 1.0, "warmup_steps": 0})
+    trainer = Trainer(run, make_accelerator())
+    rows = trainer.index.rows("validation")
+    start = load_model(str(shop / "start"))
+    labels = trainer.index.label_matrix(rows)
+    zero_shot = judge(logits_of(start, trainer.inputs, rows).numpy(), labels, trainer.index.schema)
+    _, judgement = fit(trainer)
+    assert judgement is not None
+    assert judgement.loss is not None
+    assert zero_shot.loss is not None
+    assert judgement.loss <= zero_shot.loss + 1e-6
 
 
 def refuse(shop: Path, tmp_path: Path, message: str, tuning: dict[str, Any], **changes: Any) -> None:

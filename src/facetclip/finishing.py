@@ -21,7 +21,7 @@ from facetclip.schema import spans
 from facetclip.tuning import blend
 from facetclip.validation import Judgement, judge, logits_of
 
-ALPHAS = (0.2, 0.4, 0.6, 0.8)  # beside 1, which is the trained model itself
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)  # beside 1, the trained model itself; at 0 a training that only harmed is undone
 
 
 def finish_model(
