@@ -25,6 +25,7 @@ from facetclip.scores import score_rows
 CLIP = "clip"  # the model folder's name among the artifacts
 ROOT = "FACETCLIP_IMAGE_ROOT"
 LONGEST_TEXT = 4 * MOST_BYTES // 3 + 4  # characters of base64 of the largest image that is read
+MOST_TEXT = 50_000_000  # characters of all cells of a request: what comes after them is refused, row by row
 
 
 class RequestPhotos:
@@ -32,6 +33,7 @@ class RequestPhotos:
 
     def __init__(self, cells: Sequence[Any], root: Path | None) -> None:
         self.cells, self.root = cells, root
+        self.ends = np.cumsum([len(cell) if isinstance(cell, str) else 0 for cell in cells])
 
     def item_id(self, row: int) -> str:
         """The number of the row; requests bring no ids."""
@@ -44,6 +46,10 @@ class RequestPhotos:
             raise BadImage("no_reference", "the cell is empty; expected base64 of a photo")
         if "://" in cell[:20] or cell[:5].lower() == "data:":
             raise BadImage("url", "URLs are not fetched; send base64 of the photo")
+        if self.ends[row] > MOST_TEXT:
+            raise BadImage(
+                "too_many_bytes", f"the request has over {MOST_TEXT:,} characters up to here; send fewer photos"
+            )
         if len(cell) > LONGEST_TEXT:
             raise BadImage("too_many_bytes", f"{len(cell):,} characters; at most {MOST_BYTES:,} bytes are read")
         image = decoded(cell)
@@ -97,7 +103,8 @@ class AttributeModel(PythonModel):
         """One row of answers for each row of `model_input`."""
         root = os.environ.get(ROOT)
         photos = RequestPhotos(model_input["image"].tolist(), Path(root) if root else None)
-        return pandas.DataFrame(answers(self.reader, photos), index=model_input.index)
+        # As objects: a column of text or numbers would turn None into NaN, which is no JSON.
+        return pandas.DataFrame(answers(self.reader, photos), index=model_input.index, dtype=object)
 
 
 set_model(AttributeModel())
