@@ -144,7 +144,7 @@ def killed_and_going_on(shop: Path, name: str, world: int, kills: list[str]) -> 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a1_kills_at_random_steps_change_no_bit(shop: Path, whole: dict[int, RunConfig], world: int) -> None:
     draw = random.Random(world)
-    kills = [f"train.step:{draw.randint(1, 5)}=kill@{draw.randrange(world)}" for _ in range(2)]
+    kills = [f"train.step:{draw.randint(1, 5)}=kill@{draw.randrange(world)}" for _ in range(3)]
     run = killed_and_going_on(shop, f"killed on {world}", world, kills)
     assert_same(end_of(run), end_of(whole[world]))
     assert items(run, world) == items(whole[world], world)
@@ -226,6 +226,9 @@ def test_a5_changed_data_is_refused(shop: Path, whole: dict[int, RunConfig], tmp
         "train.step:4=term@0,train.step:4=usr1@1",
         "train.step:3=usr1@0,train.step:4=term@0",
         "checkpoint.weights.safetensors:1=term@0",
+        "checkpoint.committed:1=usr1@0",
+        "train.step:4=term@0,checkpoint.weights.safetensors:2=term@0",
+        "train.step:4=usr1@1,checkpoint.optimizer.safetensors:2=term@0",
     ],
 )
 def test_a6_signals_end_all_processes_at_one_step(shop: Path, whole: dict[int, RunConfig], faults: str) -> None:
