@@ -54,10 +54,7 @@ def finish_model(
     if judgement.loss is not None:
         metrics["validation_loss"] = judgement.loss
     reader.calibration = judgement.calibration
-    taught = index.rows("train")
-    together = tuple(
-        name for name, column in index.labels.items() if of_product(column[taught], index.products[taught])
-    )
+    together = answered_together(index)
     reader.card = replace(
         reader.card,
         metrics=metrics,
@@ -68,6 +65,13 @@ def finish_model(
     with replace_folder(out) as beside:
         save_model(reader, beside)
     return judgement
+
+
+def answered_together(index: ShardIndex) -> tuple[str, ...]:
+    """The attributes that are a matter of the product, by the train split's labels."""
+    rows = index.rows("train")
+    products = index.products[rows]
+    return tuple(name for name, column in index.labels.items() if of_product(column[rows], products))
 
 
 def cutoffs_of(
