@@ -59,11 +59,13 @@ LAYERS = [
     },
     {"squares"},
     {"index", "images"},
+    {"prefetch"},
     {"colours", "letters", "store"},
     {"cache", "remote"},
     {
         "splits",
         "sampling",
+        "windows",
         "metrics",
         "calibration",
         "abstention",

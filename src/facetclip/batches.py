@@ -44,6 +44,10 @@ class Inputs(Protocol):
         """Inputs and labels of `rows`."""
         ...
 
+    def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
+        """The same portions, of which `batch` will soon be asked for `rows_of` each."""
+        ...
+
 
 class PixelReader:
     """Reads photos as squares; keeps those of `cached` rows in memory when all of them fit `cache_bytes`."""
@@ -82,6 +86,14 @@ class PixelReader:
         self._kept[places[new]] = out[new]
         self._known[places[new]] = True
         return torch.from_numpy(out)
+
+    def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
+        """The same portions; shards that must be brought from elsewhere come ahead of them."""
+        return self.index.coming(portions, lambda portion: self._unknown(rows_of(portion)))
+
+    def _unknown(self, rows: np.ndarray) -> np.ndarray:
+        """Those of `rows` that are not in memory."""
+        return rows[~np.isin(rows, self._cached[self._known])] if len(self._cached) else rows
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Pixels and labels of `rows`."""

@@ -82,10 +82,9 @@ class Cache:
 
     def prefetch(self, entry: Entry) -> None:
         """Bring the file in, if it is not there, nobody else does, and there is room without waiting."""
-        if (self.folder / entry.name).exists():
-            return
+        descriptor = self._held(entry.name)  # which keeps it longer
         try:
-            _release(self._bring(entry, patient=False))
+            _release(self._bring(entry, patient=False) if descriptor is None else descriptor)
         except Busy:
             return
 
@@ -130,9 +129,17 @@ class Cache:
                 f"{self.folder}: the limit of {self.limit:,} bytes is smaller than one file of {entry.size:,}; "
                 "raise data.cache_bytes (or FACETCLIP_CACHE_BYTES)"
             )
-        with _locked(self.folder / ROOM, wait=patient, keep=True):
-            self._make_room(entry, part, patient=patient)
-            file = _open_part(part)
+        file, until = self._started(entry, part), time.monotonic() + PATIENCE
+        while file is None:
+            if not patient:
+                raise Busy
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{self.folder}: {self.limit:,} bytes are too few for what is read at a time; "
+                    "raise data.cache_bytes (or FACETCLIP_CACHE_BYTES)"
+                )
+            time.sleep(0.02)
+            file = self._started(entry, part)
         try:
             with file:
                 try:
@@ -144,26 +151,21 @@ class Cache:
             size = part.stat().st_size if part.exists() else 0
             raise UserError(f"{part}: could not be written: {error.strerror}, after {size:,} bytes") from error
 
-    def _make_room(self, entry: Entry, part: Path, *, patient: bool) -> None:
-        limit, until = self.limit, time.monotonic() + PATIENCE
-        while limit is not None:
-            sizes = {path: size for path, size in self._sizes().items() if path != part}
-            over = sum(sizes.values()) + entry.size - limit
-            for path in sorted(sizes, key=_last_use):
-                if over <= 0:
-                    return
-                if _evicted(path):
-                    over -= sizes[path]
+    def _started(self, entry: Entry, part: Path) -> BinaryIO | None:
+        """The part file, from when on all of it counts; None while others hold what must go for it."""
+        with _locked(self.folder / ROOM, wait=True, keep=True):
+            return _open_part(part) if self.limit is None or self._made_room(entry.size, part, self.limit) else None
+
+    def _made_room(self, size: int, part: Path, limit: int) -> bool:
+        """Whether there is room for `size` bytes in `part`, after evicting what was used longest ago."""
+        sizes = {path: taken for path, taken in self._sizes().items() if path != part}
+        over = sum(sizes.values()) + size - limit
+        for path in sorted(sizes, key=_last_use):
             if over <= 0:
-                return
-            if not patient:
-                raise Busy
-            if time.monotonic() > until:
-                raise UserError(
-                    f"{self.folder}: {limit:,} bytes are too few for what is read at a time; "
-                    "raise data.cache_bytes (or FACETCLIP_CACHE_BYTES)"
-                )
-            time.sleep(0.02)
+                break
+            if _evicted(path):
+                over -= sizes[path]
+        return over <= 0
 
     def _sizes(self) -> dict[Path, int]:
         """Each file and what it takes: an unfinished one all that it will."""

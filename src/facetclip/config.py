@@ -224,11 +224,15 @@ class Optimizer(Strict):
 
 
 class Sampling(Strict):
-    """Which items make up an epoch (see `facetclip.sampling`). `over`: the attributes that are balanced; none: all."""
+    """Which items make up an epoch (see `facetclip.sampling`). `over`: the attributes that are balanced; none: all.
+
+    `window`: so many shards are drawn from at a time, where they do not all fit `data.cache_bytes`; none: all.
+    """
 
     strategy: Literal["balanced", "square_root", "natural"] = "balanced"
     over: tuple[str, ...] = ()
     max_repeats: Positive = 4
+    window: Positive | None = None
 
 
 class Augmentation(Strict):

@@ -1,6 +1,7 @@
 """Photos' features, computed once where the image tower is frozen, and kept on disk for other runs."""
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from facetclip.batches import Batch, PixelReader, ahead
+from facetclip.batches import Batch, PixelReader, Portion, ahead
 from facetclip.collectives import join_shares, share_of
 from facetclip.files import write_whole
 from facetclip.index import ShardIndex
@@ -23,6 +24,10 @@ class FeatureReader:
 
     def __init__(self, index: ShardIndex, rows: np.ndarray, features: Tensor) -> None:
         self.index, self.rows, self.features = index, rows, features
+
+    def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
+        """The same portions: features are all here."""
+        return iter(portions)
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Features and labels of `rows`, which are among those that were computed."""
@@ -51,7 +56,8 @@ def _computed(reader: AttributeReader, pixels: PixelReader, rows: np.ndarray, ac
     reader = reader.to(accelerator.device).eval()
     mine = share_of(rows)
     parts = []
-    for batch in ahead(pixels.batch, [mine[start : start + PORTION] for start in range(0, len(mine), PORTION)]):
+    portions = [mine[start : start + PORTION] for start in range(0, len(mine), PORTION)]
+    for batch in ahead(pixels.batch, pixels.coming(portions, lambda rows: rows)):
         with accelerator.autocast():
             parts.append(reader.embed_images(batch.inputs.to(accelerator.device)).float())
     return join_shares(torch.cat(parts), len(rows)).cpu().clone()

@@ -3,6 +3,7 @@
 Every process computes the plan, so every process knows the labels and captions of the whole global batch.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from facetclip.metrics import listed_values
 from facetclip.model import AttributeReader
 from facetclip.sampling import SamplingSpec, describe_mix, labelled_subset, plan_epoch, plan_mix
 from facetclip.schema import Attribute
+from facetclip.store import CachedShards
 
 MOST_DRAWS = 50_000  # that a loss is told from
 DRAWS = 5  # random numbers that augment one photo
@@ -56,7 +58,9 @@ class Feed:
         self.attributes = index.schema.attributes
         self._labels = {name: column[self.rows] for name, column in index.labels.items()}
         sampling = run.sampling
-        self._spec = SamplingSpec(run.train.batch, sampling.strategy, sampling.over, sampling.max_repeats)
+        self._spec = SamplingSpec(
+            run.train.batch, sampling.strategy, sampling.over, sampling.max_repeats, sampling.window
+        )
         first = self._plan_of(0)
         self.steps_per_epoch = len(first)
         self.objective, self.chance = self._objective(first)
@@ -69,7 +73,8 @@ class Feed:
     def _plan_of(self, epoch: int) -> np.ndarray:
         """Places in `rows` of each global batch of `epoch`, [steps, batch]."""
         products = self.index.products[self.rows]
-        return plan_epoch(self._labels, products, self._spec, seed=self.run.train.seed, epoch=epoch)
+        shards = None if self._spec.window is None else self.index.shard[self.rows]
+        return plan_epoch(self._labels, products, self._spec, seed=self.run.train.seed, epoch=epoch, shards=shards)
 
     def _objective(self, plan: np.ndarray) -> tuple[AttributeObjective, float]:
         objective, attributes, drawn = self.run.objective, self.attributes, plan.ravel()
@@ -82,7 +87,7 @@ class Feed:
             noise=objective.noise,
             shifts=tuple(tau * each for each in priors) if tau else None,
         )
-        some = self.index.label_matrix(self.rows[drawn[:MOST_DRAWS]])  # every batch has the mix of all
+        some = self.index.label_matrix(self.rows[drawn[:: -(-len(drawn) // MOST_DRAWS)]])
         return whole, whole.chance(priors, some)
 
     def objective_at(self, step: int) -> AttributeObjective:
@@ -104,11 +109,19 @@ class Feed:
                 plan, epoch_planned = self._plan_of(epoch), epoch
             yield step, self.rows[plan[place]]
 
+    def columns(self, rank: int, batch: int) -> np.ndarray:
+        """The columns of a global batch that are a process's: neighbours, since their shards are (`windows`)."""
+        return np.arange(rank * batch // self.world, (rank + 1) * batch // self.world)
+
+    def rows_of(self, planned: tuple[int, np.ndarray]) -> np.ndarray:
+        """What of a global batch this process reads."""
+        return planned[1][self.columns(self.rank, len(planned[1]))]
+
     def portion(self, inputs: Inputs, planned: tuple[int, np.ndarray]) -> Portion:
         """This process's columns of a global batch, and what must be known of the whole."""
         step, rows = planned
         labels = self.index.label_matrix(rows)
-        mine = np.arange(self.rank, len(rows), self.world)
+        mine = self.columns(self.rank, len(rows))
         portion = Portion(
             step=step,
             batch=inputs.batch(rows[mine]),
@@ -121,10 +134,9 @@ class Feed:
         captions = captions_of(self.index, rows, self.run.objective.captions, self.reader.schema)
         number = {text: place for place, text in enumerate(dict.fromkeys(captions))}
         groups = np.array([number[text] if text else -1 for text in captions])
-        gathered = np.concatenate([groups[rank :: self.world] for rank in range(self.world)])
         ids = self.reader.tokenise([captions[place] for place in mine])
         captioned = int((groups >= 0).sum())
-        return replace(portion, caption_ids=ids, groups=torch.from_numpy(gathered), captioned=captioned)
+        return replace(portion, caption_ids=ids, groups=torch.from_numpy(groups), captioned=captioned)
 
 
 def training_rows(run: RunConfig, index: ShardIndex) -> np.ndarray:
@@ -160,6 +172,21 @@ def _check_shares(batch: int, micro_batch: int | None, world: int) -> None:
         )
 
 
+def _check_window(window: int | None, index: ShardIndex, world: int) -> None:
+    """UserError where a machine's processes read more shards at a time than its cache may hold."""
+    sizes = [shard.bytes for shard in index.shards]
+    room = index.store.room if isinstance(index.store, CachedShards) else float("inf")
+    if sum(sizes) <= room:
+        return
+    machines = max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    held = int(room * machines / max(sizes))
+    if window is None or window > held:
+        raise UserError(
+            f"data.cache_bytes leaves room for {held} of {len(sizes)} shards ({sum(sizes):,} bytes), and a batch is "
+            f"drawn from {window or 'all'} of them: set sampling.window to at most {max(1, held // 2)}, or raise it"
+        )
+
+
 def check_run(run: RunConfig, index: ShardIndex, world: int) -> None:
     """UserError for settings that do not fit together, or not this data."""
     known = set(index.schema.names)
@@ -169,6 +196,7 @@ def check_run(run: RunConfig, index: ShardIndex, world: int) -> None:
     if run.objective.attributes and not any(run.objective.weights.get(name, 1.0) for name in known):
         raise UserError("objective.weights: every attribute counts 0; nothing would be learned")
     _check_shares(run.train.batch, run.train.micro_batch, world)
+    _check_window(run.sampling.window, index, world)
     if not run.objective.contrastive:
         return
     if run.tuning.mode in ("probe", "prompt"):

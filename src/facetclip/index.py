@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from facetclip.cache import CacheSpec
 from facetclip.errors import UserError, first_line
 from facetclip.files import writing
+from facetclip.prefetch import Portion, fetched_ahead
 from facetclip.schema import Schema
 from facetclip.splits import SPLITS
 from facetclip.store import INDEX_NAME, CachedShards, LocalShards, Shard, open_store
@@ -165,6 +166,13 @@ class ShardIndex:
         if problem:
             raise UserError(f"{self._spot(row)}: {problem}; run facetclip shard again")
         return image
+
+    def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
+        """The same portions; where the shards are elsewhere, those of portions to come are brought meanwhile."""
+        if not isinstance(self.store, CachedShards):
+            return iter(portions)
+        needed = ((portion, np.unique(self.shard[rows_of(portion)])) for portion in portions)
+        return fetched_ahead(self.store, self.shards, needed)
 
     def _bytes(self, row: int) -> bytes:
         shard = self.shards[self.shard[row]]

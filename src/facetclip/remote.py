@@ -3,7 +3,6 @@
 import hashlib
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, BinaryIO
@@ -93,7 +92,7 @@ class RemoteFolder:
                 file.truncate(0)
                 raise Unreachable(found)
 
-        self._patiently(name, attempt, lambda: file.seek(0, 2) if self._ranges else 0)
+        self._patiently(name, attempt, lambda: file.seek(0, 2) if self._ranges else 0, stop)
 
     def _chunks(self, name: str, start: int, size: int | None) -> Iterator[bytes]:
         """The bytes from `start` on; no more than one beyond `size`."""
@@ -142,8 +141,14 @@ class RemoteFolder:
                 raise UserError(f"access is denied ({first_line(error)})") from None
             raise Unreachable(first_line(error)) from None
 
-    def _patiently(self, name: str, act: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
-        """What `act` returns, tried anew until TRIES of them made no `progress`."""
+    def _patiently(
+        self,
+        name: str,
+        act: Callable[[], Any],
+        progress: Callable[[], int] = lambda: 0,
+        stop: threading.Event | None = None,
+    ) -> Any:
+        """What `act` returns, tried anew until TRIES of them made no `progress`, or `stop` is set."""
         failed, wait, most = 0, FIRST_WAIT, progress()
         while True:
             try:
@@ -157,7 +162,8 @@ class RemoteFolder:
                 failed += 1
                 if failed >= TRIES:
                     raise UserError(f"{self.spot(name)}: could not be read in {TRIES} tries: {error}") from error
-            time.sleep(wait * random.uniform(0.5, 1))
+            if (stop or threading.Event()).wait(wait * random.uniform(0.5, 1)):
+                raise Stopped
             wait = min(2 * wait, LONGEST_WAIT)
 
     @property

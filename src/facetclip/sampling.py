@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from facetclip.errors import UserError
+from facetclip.windows import deal_in_windows, shard_places, windows_of
 
 Strategy = Literal["balanced", "square_root", "natural"]
 POWERS: dict[Strategy, float] = {"balanced": 0.0, "square_root": 0.5, "natural": 1.0}
@@ -30,28 +31,37 @@ MOST_CODES = 1 << 12  # of an attribute; labels above (bit masks) are numbered a
 GOLDEN = (5**0.5 - 1) / 2
 TRIES = 48  # places with which a view that met another of its product may change
 SHORT = 0.9  # of its share: below, and by a whole draw at least, a value is reported
-ORDER, OFFSET, DEAL, BATCH, PLACE, SUBSET, FIT = range(7)  # what a random stream decides
+ORDER, OFFSET, DEAL, BATCH, PLACE, SUBSET, FIT, WINDOW = range(8)  # what a random stream decides
 
 
 @dataclass(frozen=True)
 class SamplingSpec:
     """`batch`: items in a global batch. `strategy`: values of an attribute drawn equally often, as the square root of
     how often they occur, or as they occur. `over`: the attributes it is about, none for all. `max_repeats`: an epoch.
+    `window`: how many shards are drawn from at a time (see `facetclip.windows`), None for all.
     """
 
     batch: int
     strategy: Strategy = "balanced"
     over: tuple[str, ...] = ()
     max_repeats: int = 4
+    window: int | None = None
 
 
 def plan_epoch(
-    labels: Mapping[str, np.ndarray], products: np.ndarray, spec: SamplingSpec, *, seed: int, epoch: int
+    labels: Mapping[str, np.ndarray],
+    products: np.ndarray,
+    spec: SamplingSpec,
+    *,
+    seed: int,
+    epoch: int,
+    shards: np.ndarray | None = None,
 ) -> np.ndarray:
     """Places of the items of each global batch, int64 [steps, batch].
 
     `labels`: attribute -> label of each item [n], negative where there is none (a bit mask counts as one value);
-    `products` [n]. Items without any label teach nothing and are left out; with `natural` every other item is drawn,
+    `products` [n]; `shards` [n], where a window is asked for, which changes the order of an epoch's draws and nothing
+    else. Items without any label teach nothing and are left out; with `natural` every other item is drawn,
     and the last batch is filled up. UserError when nothing is labelled or a batch cannot be filled.
     """
     useful = _useful(labels)
@@ -75,9 +85,18 @@ def plan_epoch(
     counts = systematic_counts(expected[order], draws, offset)
     drawn = np.repeat(order, counts)
     deck = drawn[_sorted(key[drawn], product[drawn], _stream(seed, epoch, DEAL))]
-    dealt = deck.reshape(spec.batch, steps)[:, _stream(seed, epoch, BATCH).permutation(steps)]
-    _part_views(dealt, product, codes[0])
-    return useful[_stream(seed, epoch, PLACE).permuted(dealt.T, axis=1)]
+    alike, random = codes[0], _stream(seed, epoch, BATCH)
+    if spec.window is None or shards is None:
+        within, dealt = None, deck.reshape(spec.batch, steps)[:, random.permutation(steps)]
+    else:
+        window, within = windows_of(shard_places(shards[useful], _stream(seed, epoch, WINDOW)), spec.window)
+        dealt = deal_in_windows(deck, window[deck], spec.batch, random)
+        alike = window * (int(alike.max(initial=0)) + 1) + alike
+    _part_views(dealt, product, alike)
+    plan = _stream(seed, epoch, PLACE).permuted(dealt.T, axis=1)
+    if within is not None:
+        plan = np.take_along_axis(plan, np.argsort(within[plan], axis=1, kind="stable"), axis=1)
+    return useful[plan]
 
 
 def _useful(labels: Mapping[str, np.ndarray]) -> np.ndarray:

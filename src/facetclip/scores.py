@@ -17,6 +17,7 @@ from facetclip.batches import ahead
 from facetclip.calibration import Calibration, probabilities
 from facetclip.errors import UserError
 from facetclip.images import BadImage
+from facetclip.index import ShardIndex
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
 from facetclip.schema import Schema
 from facetclip.squares import square_planes
@@ -118,7 +119,9 @@ def score_rows(
     """
     rows = np.asarray(rows, dtype=np.int64)
     bad: dict[int, BadImage] = {}
-    portions = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    portions = iter([rows[start : start + batch_size] for start in range(0, len(rows), batch_size)])
+    if isinstance(photos, ShardIndex):
+        portions = photos.coming(portions, lambda portion: portion)
     was_training = reader.training
     if was_training:
         reader.eval()

@@ -128,6 +128,12 @@ class CachedShards:
         """What the folder is called."""
         return str(self).partition("?")[0].rstrip("/").rpartition("/")[2]
 
+    @property
+    def room(self) -> float:
+        """The bytes that shards may take in the cache, infinite without a limit."""
+        limit = self.cache.limit
+        return float("inf") if limit is None else limit - self.index.stat().st_size
+
     def require(self, shards: tuple[Shard, ...]) -> None:
         """UserError where the index says of a shard what nobody can rely on."""
         for shard in shards:

@@ -205,7 +205,7 @@ class Trainer:
             self.say(f"{text}; this update is left out, the {self.state.skipped}. of {self.run.train.most_skipped}")
             return bool(self.accelerator.scaler)  # which leaves the update out itself, and lowers its scale
         _, rows = next(self.feed.planned(step, step + 1))
-        items = self.index.item_ids.take(rows[where[0] :: self.accelerator.num_processes][:3]).to_pylist()
+        items = self.index.item_ids.take(rows[self.feed.columns(where[0], len(rows))[:3]]).to_pylist()
         raise UserError(
             f"{text} (photos {', '.join(items)} ...): lower optimizer.lr, train in fp32, or leave such updates out by "
             "train.nonfinite = 'skip'; the last checkpoint is from before"
@@ -236,7 +236,8 @@ class Trainer:
     def _loop(self) -> None:
         run, last, log = self.run, self.steps, StepLog()
         self.goodput.begin()
-        portions = ahead(partial(self.feed.portion, self.inputs), self.feed.planned(self.state.step, last))
+        planned = self.inputs.coming(self.feed.planned(self.state.step, last), self.feed.rows_of)
+        portions = ahead(partial(self.feed.portion, self.inputs), planned)
         while not self.patience_is_over:
             self.progress.beat(self.state.step)
             with self.goodput.spend("stall"):

@@ -46,7 +46,8 @@ def logits_of(reader: AttributeReader, inputs: Inputs, rows: np.ndarray) -> Tens
     """Logits [n, values of all attributes] of `rows`, by this process alone."""
     reader.eval()
     parts = [torch.zeros(0, len(reader.multi), device=reader.device)]
-    for batch in ahead(inputs.batch, [rows[start : start + PORTION] for start in range(0, len(rows), PORTION)]):
+    portions = [rows[start : start + PORTION] for start in range(0, len(rows), PORTION)]
+    for batch in ahead(inputs.batch, inputs.coming(portions, lambda rows: rows)):
         parts.append(torch.cat([each.float() for each in reader(batch.inputs.to(reader.device)).logits], dim=1))
     return torch.cat(parts)
 
