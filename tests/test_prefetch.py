@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flaky_server import serving
 from fleet import launch_fleet
 from small_shop import make_reader, make_shards
@@ -19,6 +20,10 @@ from facetclip.cache import CacheSpec
 from facetclip.errors import UserError
 from facetclip.feed import Feed, check_run
 from facetclip.index import ShardIndex, open_index
+from facetclip.launch import make_accelerator
+from facetclip.runs import start_tracker
+from facetclip.tracking import Tracker
+from facetclip.trainer import Trainer
 
 ITEMS, SHARDS = 240, 12
 
@@ -148,3 +153,32 @@ def test_an_epoch_over_cut_connections_reads_exactly_the_plan(shop, tmp_path, wi
         assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= limit
         fetched = [name for name, first in server.asked if name.endswith(".tar") and first == 0]
         assert len(fetched) <= SHARDS + 3, "the shards once, and what was cut before its first chunk again"
+
+
+def test_training_from_a_url_in_little_room_gives_the_weights_of_training_from_the_folder(shop, tmp_path):
+    url = f"file://{shop}"
+    limit = limit_of(open_index(url, CacheSpec(tmp_path / "first")), 5)
+    weights = []
+    for place, name in ((str(shop), "local"), (url, "remote")):
+        run = make_run(
+            tmp_path,
+            data={"shards": place, "cache": str(tmp_path / "cache"), "cache_bytes": limit},
+            train={"steps": 8, "batch": 16},
+            sampling={"window": 4},
+            output={"folder": str(tmp_path / name)},
+        )
+        trainer = Trainer(run, make_accelerator())
+        trainer.train()
+        weights.append({key: value.clone() for key, value in trainer.reader.state_dict().items()})
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= limit
+
+
+def test_the_address_of_the_shards_is_filed_without_its_secrets(shop, tmp_path, monkeypatch):
+    run = make_run(tmp_path, data={"shards": "https://me:canary1@shop.example/shards?token=canary2"})
+    filed: dict[str, object] = {}
+    monkeypatch.setattr(Tracker, "start", lambda folder, **facts: filed.update(facts))
+    start_tracker(run, tmp_path / "run")
+    told = (tmp_path / "run" / "run.json").read_text() + str(filed)
+    assert "shop.example/shards?token=***" in told
+    assert "canary" not in told

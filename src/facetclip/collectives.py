@@ -107,15 +107,14 @@ def held_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def share_of(rows: np.ndarray) -> np.ndarray:
-    """This process's part of `rows`: every n-th one, as many as the others have (the last is repeated where short)."""
+    """This process's part of `rows`: neighbours, whose shards are too; as many as the others have (the last is repeated
+    where short)."""
     rank, count = processes()
-    mine = rows[rank::count]
-    missing = -(-len(rows) // count) - len(mine)
-    return np.concatenate([mine, np.repeat(rows[-1:], missing)])
+    size = -(-len(rows) // count)
+    mine = rows[rank * size : (rank + 1) * size]
+    return np.concatenate([mine, np.repeat(rows[-1:], size - len(mine))])
 
 
 def join_shares(part: Tensor, total: int) -> Tensor:
     """What each process made of its share, [n, d], back in the order of all `total` rows, on every process."""
-    count = processes()[1]
-    everything = gather_rows(part)
-    return everything.view(count, len(part), -1).transpose(0, 1).reshape(count * len(part), -1)[:total]
+    return gather_rows(part)[:total]

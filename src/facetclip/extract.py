@@ -129,7 +129,8 @@ def extract(
     request = _Request(FORMAT, reader_digest(reader), items.digest, items.split, len(items.rows), part_size)
     job = _Job(items, request, out)
     _refuse_others(job)
-    mine = range(state.process_index, job.count, state.num_processes)
+    first, after = (rank * job.count // state.num_processes for rank in (state.process_index, state.process_index + 1))
+    mine = range(first, after)  # neighbours, whose shards are too
     reused = 0
     for done, number in enumerate(mine, 1):
         if _reusable(job, number):
