@@ -1,6 +1,7 @@
 """A shop small enough for a test: a few coloured photos, an index over them, and a CLIP of two layers."""
 
 import hashlib
+import tomllib
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,20 +18,24 @@ from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
 from facetclip.scratch import new_model
 from facetclip.store import Shard
 
-SCHEMA = Schema.model_validate(
-    {
-        "columns": {"item": "id", "product": "product", "image": "image"},
-        "attributes": {
-            "category": {"column": "category", "values": ["shirt", "pants"]},
-            "sleeve": {
-                "column": "sleeve",
-                "values": ["long", "short", "none"],
-                "applies_where": {"category": ["shirt"]},
-            },
-            "colour": {"column": "colour", "values": ["red", "green", "blue"], "separator": "|"},
-        },
-    }
-)
+SCHEMA_TOML = """
+[columns]
+item = "id"
+product = "product"
+image = "image"
+[attributes.category]
+column = "category"
+values = ["shirt", "pants"]
+[attributes.sleeve]
+column = "sleeve"
+values = ["long", "short", "none"]
+applies_where = { category = ["shirt"] }
+[attributes.colour]
+column = "colour"
+values = ["red", "green", "blue"]
+separator = "|"
+"""
+SCHEMA = Schema.model_validate(tomllib.loads(SCHEMA_TOML))
 SHAPE = NewModel(
     image_size=32,
     patch_size=8,

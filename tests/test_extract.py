@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_shop import SCHEMA, make_labels, make_reader, make_shards, photo
+from small_shop import SCHEMA, SCHEMA_TOML, make_labels, make_reader, make_shards, photo
 
 from facetclip import extract as extraction
 from facetclip import faults
@@ -309,25 +309,7 @@ def make_catalog(folder: Path, items: int = 22, *, missing: tuple[int, ...] = ()
         cells = [listed_text(SCHEMA.attributes[name], labels[name])[number] for name in SCHEMA.names]
         rows.append(",".join([f"item {number}", f"P{number // 2}", f"{number}.jpg", *(cell or "" for cell in cells)]))
     (folder / "catalog.csv").write_text("\n".join(rows) + "\n")
-    (folder / "schema.toml").write_text(
-        """
-        [columns]
-        item = "id"
-        product = "product"
-        image = "image"
-        [attributes.category]
-        column = "category"
-        values = ["shirt", "pants"]
-        [attributes.sleeve]
-        column = "sleeve"
-        values = ["long", "short", "none"]
-        applies_where = {category = ["shirt"]}
-        [attributes.colour]
-        column = "colour"
-        values = ["red", "green", "blue"]
-        separator = "|"
-        """
-    )
+    (folder / "schema.toml").write_text(SCHEMA_TOML)
     return FromCatalog(str(folder / "catalog.csv"), folder / "schema.toml", folder / "images")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_shop import SCHEMA, make_reader, photo
+from small_shop import SCHEMA, SCHEMA_TOML, make_reader, photo
 
 from facetclip.abstention import Cutoff
 from facetclip.calibration import Calibration
@@ -17,23 +17,6 @@ from facetclip.extract import FromCatalog, extract
 from facetclip.filling import FillSpec, fill
 from facetclip.model import ModelCard, save_model
 
-TOML = """
-[columns]
-item = "id"
-product = "product"
-image = "image"
-[attributes.category]
-column = "category"
-values = ["shirt", "pants"]
-[attributes.sleeve]
-column = "sleeve"
-values = ["long", "short", "none"]
-applies_where = { category = ["shirt"] }
-[attributes.colour]
-column = "colour"
-values = ["red", "green", "blue"]
-separator = "|"
-"""
 LOW = {name: (Cutoff(0.95, 0.0),) for name in SCHEMA.names}
 
 
@@ -46,7 +29,7 @@ def shop(tmp_path: Path) -> Path:
         category = ("shirt", "pants", "")[number % 3]
         rows.append(f"item {number},P{number // 2},{number}.jpg,{category},,{'red' if number % 2 else ''},=1+{number}")
     (tmp_path / "shop.csv").write_text("\n".join(rows) + "\n")
-    (tmp_path / "schema.toml").write_text(TOML)
+    (tmp_path / "schema.toml").write_text(SCHEMA_TOML)
     return tmp_path
 
 
@@ -128,10 +111,10 @@ def test_what_cannot_be_filled_is_said_and_nothing_is_written(shop, monkeypatch)
     scores = extracted(shop, monkeypatch)
     with pytest.raises(UserError, match=r"ends in .csv or .parquet"):
         fill(scores, catalog, schema, shop / "filled.xlsx", FillSpec())
-    schema.write_text(TOML.replace('"red", ', '"pink", '))
+    schema.write_text(SCHEMA_TOML.replace('"red", ', '"pink", '))
     with pytest.raises(UserError, match="reads other attributes or values than the schema"):
         fill(scores, catalog, schema, out, FillSpec())
-    schema.write_text(TOML)
+    schema.write_text(SCHEMA_TOML)
     (shop / "short.csv").write_text("\n".join((shop / "shop.csv").read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(UserError, match=r"short.csv: has no item 'item 7'"):
         fill(scores, str(shop / "short.csv"), schema, out, FillSpec())

@@ -10,7 +10,7 @@ import pandas
 import pytest
 from mlflow.pyfunc.model import PythonModelContext
 from PIL import Image
-from small_shop import SCHEMA, make_reader
+from small_shop import SCHEMA, SCHEMA_TOML, make_reader
 from test_colours import swapped
 from test_images import BAD, GOOD, coded, photo
 
@@ -41,25 +41,7 @@ def shop(tmp_path_factory):
         for number, (name, data) in enumerate(FILES.items()):
             (folder / "images" / f"{number}.jpg").write_bytes(data)
             table.writerow([name, f"P{number}", f"{number}.jpg", *[""] * len(SCHEMA.attributes)])
-    (folder / "schema.toml").write_text(
-        """
-        [columns]
-        item = "id"
-        product = "product"
-        image = "image"
-        [attributes.category]
-        column = "category"
-        values = ["shirt", "pants"]
-        [attributes.sleeve]
-        column = "sleeve"
-        values = ["long", "short", "none"]
-        applies_where = {category = ["shirt"]}
-        [attributes.colour]
-        column = "colour"
-        values = ["red", "green", "blue"]
-        separator = "|"
-        """
-    )
+    (folder / "schema.toml").write_text(SCHEMA_TOML)
     save_model(make_reader(), folder / "model")
     return folder
 
