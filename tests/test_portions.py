@@ -10,7 +10,7 @@ from itertools import permutations
 import pytest
 from strange_shop import ROWS, SCHEMA, build, contents, make_shop, spec
 
-from facetclip import faults
+from facetclip import faults, shards
 from facetclip.catalog import read_catalog
 from facetclip.claims import lease_path
 from facetclip.cli import main
@@ -32,7 +32,8 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def shop(tmp_path):
+def shop(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "PATIENCE", 0.3)
     return make_shop(tmp_path)
 
 
@@ -203,6 +204,15 @@ def test_portions_at_once_one_of_them_killed_and_run_again(shop, whole):
     assert not (shop / "shards" / INDEX_NAME).exists()
     assert launch(shop, 2) == [0, 0]
     assert contents(shop / "shards") == whole
+
+
+def test_a_portion_that_is_packed_leaves_the_last_step_to_whoever_is_at_it(shop):
+    build_part(shop, 0, 2)
+    lease = Lease(lease_path(shop / "shards" / PARTS, WHOLE), "is at the last step")
+    assert build_part(shop, 0, 2) is None
+    with pytest.raises(Held, match="is packing part 0/1"):
+        build_part(shop, 1, 2)
+    lease.release()
 
 
 def test_the_command_takes_its_part_from_the_option_or_the_launcher(shop, monkeypatch, capsys, whole):

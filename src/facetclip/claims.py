@@ -6,6 +6,7 @@ division, the last step, which takes the whole) is refused while it is held.
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,28 +14,29 @@ from pathlib import Path
 from facetclip.errors import UserError
 from facetclip.files import write_once
 from facetclip.index import INDEX_NAME
-from facetclip.lease import Lease, holder
+from facetclip.lease import Held, Lease, holder
 from facetclip.portions import WHOLE, Portion
 from facetclip.slices import PARTS, Build
 
+AGAIN = 0.2  # seconds between two tries
 OTHER = "another catalog, schema or setting"
 _LEASE = re.compile(r"part-(\d+)-of-(\d+)\.lease")
 _LEFT = re.compile(r"\.shard-(\d+)\..*\.tmp")
 
 
 @contextmanager
-def claimed(build: Build, portion: Portion) -> Iterator[None]:
+def claimed(build: Build, portion: Portion, *, patience: float = 0.0) -> Iterator[None]:
     """Holds the shards of `portion`, cleared of what an interrupted write left.
 
-    UserError where the folder holds anything else; Held where another process may be writing the same shards.
+    UserError where the folder holds anything else; Held where another process may be writing the same shards. One of
+    another division is waited for, `patience` seconds: a part that has ended looks over all shards for a moment.
     """
     out, parts = build.spec.out, build.spec.out / PARTS
     strange = out.exists() and any(out.iterdir()) and not parts.is_dir()
     if strange and not (out / INDEX_NAME).exists():  # or another portion wrote the index and cleared up just now
         raise UserError(f"{out}: not empty, and not an unfinished build of shards; use another --out")
-    lease = Lease(lease_path(parts, portion), f"is packing part {portion} of these shards; wait for it to end")
+    lease = _leased(parts, portion, patience)
     try:
-        _refuse_others(parts, portion)
         plan = write_once(parts / "plan.json", json.dumps({"build": build.digest}).encode())
         if json.loads(plan)["build"] != build.digest:
             raise UserError(f"{out}: holds an unfinished build of {OTHER}; delete it or use another --out")
@@ -45,6 +47,20 @@ def claimed(build: Build, portion: Portion) -> Iterator[None]:
         yield
     finally:
         lease.release()
+
+
+def _leased(parts: Path, portion: Portion, patience: float) -> Lease:
+    end = time.monotonic() + patience
+    while True:
+        lease = Lease(lease_path(parts, portion), f"is packing part {portion} of these shards; wait for it to end")
+        try:
+            _refuse_others(parts, portion)
+            return lease
+        except Held:
+            lease.release()
+            if time.monotonic() >= end:
+                raise
+        time.sleep(AGAIN)
 
 
 def lease_path(parts: Path, portion: Portion) -> Path:

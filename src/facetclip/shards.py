@@ -33,6 +33,7 @@ from facetclip.tars import Part, checksums, first_changed, intact, pack, read_pa
 from facetclip.workers import each
 
 QUARANTINE = "quarantine.csv"
+PATIENCE = 20.0  # seconds that a part waits for another's look over all shards
 Progress = Callable[[int, int], None]
 
 
@@ -81,10 +82,17 @@ def build_portion(
     build = plan_build(catalog, schema, spec, portion)
     if (spec.out / INDEX_NAME).exists():
         return _finished(build, catalog)
-    with claimed(build, portion):
-        if (spec.out / INDEX_NAME).exists():  # written meanwhile
+    try:
+        with claimed(build, portion, patience=PATIENCE):
+            if (spec.out / INDEX_NAME).exists():  # written meanwhile
+                return _finished(build, catalog)
+            reused = _pack_missing(build, progress)
+    except Held:
+        if _all_packed(build):  # and whoever holds them is at the last step
+            return None
+        if (spec.out / INDEX_NAME).exists():  # or has just done it
             return _finished(build, catalog)
-        reused = _pack_missing(build, progress)
+        raise
     faults.reach("shards.after_portion")
     try:
         with claimed(build, WHOLE):
@@ -107,6 +115,12 @@ def _complete(build: Build, catalog: Catalog) -> bool:
     _write_index(build, parts)
     faults.reach("shards.after_index")
     return True
+
+
+def _all_packed(build: Build) -> bool:
+    """Whether all shards of this process's portion are there."""
+    parts = (read_part(build.part(number), build.digest) for number in build.numbers)
+    return all(part is not None and _in_place(build.spec.out, part.shard) for part in parts)
 
 
 def _in_place(folder: Path, shard: Shard | None) -> bool:
