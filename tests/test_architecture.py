@@ -20,6 +20,7 @@ LAYERS = [
     {
         "registry",
         "trainer",
+        "promotion_log",
         "extract",
         "evaluate",
         "shards",
@@ -57,11 +58,13 @@ LAYERS = [
         "figures",
         "drawing",
     },
+    {"policy"},
     {"squares"},
     {"index", "images"},
     {"prefetch"},
     {"colours", "letters", "store"},
     {"cache", "remote"},
+    {"intervals"},
     {
         "splits",
         "sampling",

@@ -29,6 +29,7 @@ VERBS = {
     "review": ("review_commands", "suggestions as a page on which a person decides"),
     "apply": ("review_commands", "write the catalog with what was decided"),
     "promote": ("model_commands", "make the challenger the champion if it is better"),
+    "rollback": ("model_commands", "make the champion before the present one champion again"),
     "sync": ("model_commands", "send what MLflow missed while it was away"),
     "demo": ("demo", "the whole system on a rendered catalog"),
 }

@@ -1,5 +1,7 @@
 """`facetclip evaluate`: how right a model is on a split, beside the zero-shot model that it started from."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,15 @@ import torch
 
 from facetclip.errors import UserError
 from facetclip.index import ShardIndex, open_index
+from facetclip.intervals import Tally, tally
 from facetclip.metrics import measure_attribute
 from facetclip.model import AttributeReader, load_model
+from facetclip.policy import Examined
 from facetclip.report import EvalReport, Reading, reading, write_report
 from facetclip.schema import UNLABELLED, Schema
 from facetclip.scores import Scores, not_applicable, reader_digest, reader_for, score_rows
 
+EVERYTHING = "all"  # of the shards that a model was never trained on
 NOTHING = "none"  # as `zero_shot`: compare with nothing
 
 
@@ -34,10 +39,38 @@ def evaluate(
     return report
 
 
-def score_split(model: str, shards: Path | str, split: str) -> EvalReport:
-    """The report on `model` alone, without files; UserError as `evaluate`."""
+def examiner(shards: Path | str, split: str, kept: Path | str | None = None) -> Callable[[str], Examined]:
+    """A function that measures a model folder on `split` of `shards`, all of them the same way; of the shards `kept`,
+    every item by their own prompts alone. UserError where either cannot be opened; the function's as `evaluate`'s."""
     index = open_index(shards)
-    return evaluate_reader(_on_device(reader_for(model, index.schema)), index, split, source=model)
+    other = open_index(kept) if kept is not None else None
+
+    def examine(model: str) -> Examined:
+        found = _examined(_on_device(reader_for(model, index.schema)), index, split)
+        if other is None:
+            return found
+        return replace(found, kept=_examined(_on_device(load_model(model, other.schema)), other, EVERYTHING))
+
+    return examine
+
+
+def _examined(reader: AttributeReader, index: ShardIndex, split: str) -> Examined:
+    rows = np.arange(len(index)) if split == EVERYTHING else index.rows(split)
+    if not len(rows):
+        raise UserError(f"{index.store}: the {split} split is empty; nothing can be measured")
+    tallies = _tallies(index, score_rows(reader, index, rows))
+    missing = tuple(name for name in index.schema.names if name not in tallies)
+    return Examined(reader_digest(reader), split, len(rows), index.digest, tallies, missing)
+
+
+def _tallies(index: ShardIndex, scores: Scores) -> dict[str, Tally]:
+    """Attribute -> what its answers sum up to, of those that the rows label."""
+    products, found = index.products[scores.rows], {}
+    for name, attribute in index.schema.attributes.items():
+        each = tally(attribute, index.labels[name][scores.rows], scores.probabilities[name], products)
+        if each is not None:
+            found[name] = each
+    return found
 
 
 def evaluate_reader(

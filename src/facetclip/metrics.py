@@ -83,7 +83,7 @@ def measure_attribute(
     listed, probabilities = every[labelled], probabilities[labelled].astype(np.float64)
     read = read_values(attribute, probabilities)
     confusion = confusion_matrix(listed, probabilities.argmax(axis=1))
-    support, answers = listed.sum(axis=0), _answers(attribute, listed, probabilities)
+    support, answered = listed.sum(axis=0), answers(attribute, listed, probabilities)
     return AttributeMetrics(
         values=attribute.values,
         items=len(listed),
@@ -95,8 +95,8 @@ def measure_attribute(
         support=tuple(support.tolist()),
         confusion=tuple(map(tuple, confusion.tolist())),
         baseline=_baseline(attribute, listed, int(support.argmax())),
-        ece=calibration_error(*answers),
-        reliability=reliability(*answers),
+        ece=calibration_error(*answered),
+        reliability=reliability(*answered),
         exact_match=float((listed == read).all(axis=1).mean()) if attribute.multi_valued else None,
         not_applicable=None if excluded is None else measure_detection(labels, excluded),
     )
@@ -187,7 +187,7 @@ def _log_loss(attribute: Attribute, listed: np.ndarray, probabilities: np.ndarra
     return float(-np.log(np.clip(right, LEAST, 1.0)).mean())
 
 
-def _answers(attribute: Attribute, listed: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def answers(attribute: Attribute, listed: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The probability of each answer and whether it was right, both flat: whether an item has a value, for each value
     where multi-valued, and else the most probable one."""
     if attribute.multi_valued:

@@ -1,4 +1,4 @@
-"""The verbs that train, read and judge: train, evaluate, extract, promote, sync."""
+"""The verbs that train, read and judge: train, evaluate, extract, fill, promote, rollback, sync."""
 
 import argparse
 import os
@@ -7,15 +7,17 @@ from pathlib import Path
 
 from facetclip.config import read_run
 from facetclip.errors import UserError
-from facetclip.evaluate import evaluate, score_split
+from facetclip.evaluate import evaluate, examiner
 from facetclip.extract import PART_SIZE, extract
 from facetclip.filling import FillSpec, fill
 from facetclip.interruption import REQUEUE, Interrupted
-from facetclip.promotion import promote
+from facetclip.model import load_model
+from facetclip.policy import Policy
+from facetclip.promotion import promote, rollback
 from facetclip.registry import resolve_model
-from facetclip.report import summary_table
+from facetclip.report import decision_table, summary_table
 from facetclip.runs import run_training
-from facetclip.scores import BATCH
+from facetclip.scores import BATCH, reader_digest
 from facetclip.sources import FromCatalog, FromShards
 from facetclip.tracking import sync
 
@@ -123,15 +125,40 @@ def add_promote(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip promote`."""
     parser.add_argument("name", help="of the registered model")
     parser.add_argument("--shards", required=True, help="the shards, a folder or URL, whose test split decides")
-    parser.add_argument("--margin", type=float, default=0.0, help="by how much the mean macro-F1 must be better")
+    parser.add_argument("--version", help="to be promoted; by default the one with the alias challenger")
+    default = Policy()
+    parser.add_argument("--margin", type=float, default=default.margin, help="macro-F1 that no attribute may lose")
+    parser.add_argument("--gain", type=float, default=default.gain, help="what the mean macro-F1 must gain more than")
+    parser.add_argument("--least", type=int, default=default.least, help="labelled products that each attribute needs")
+    parser.add_argument("--retain", metavar="SHARDS", help="other shards, which it must still read zero-shot")
+    parser.add_argument("--most-lost", type=float, default=default.most_lost, help="accuracy that it may lose on those")
 
 
 def run_promote(args: argparse.Namespace) -> int:
     """Promote the challenger if it is better; 1 when it is not."""
-    decision = promote(args.name, lambda folder: score_split(folder, args.shards, "test"), margin=args.margin)
+    policy = Policy(args.margin, args.gain, args.least, args.most_lost)
+    decision = promote(args.name, examiner(args.shards, "test", args.retain), policy, version=args.version)
     verdict = "promoted" if decision.promote else "not promoted"
     print(f"{args.name} version {decision.challenger}: {verdict}: {decision.reason}")
+    if decision.differences:
+        print(decision_table(decision))
     return 0 if decision.promote else 1
+
+
+def add_rollback(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip rollback`."""
+    parser.add_argument("name", help="of the registered model")
+
+
+def run_rollback(args: argparse.Namespace) -> int:
+    """Go back to the champion before; 1 when there was none."""
+    version, champion = rollback(args.name, lambda folder: reader_digest(load_model(folder)))
+    if version is None:
+        stays = f"version {champion} stays champion" if champion else "there is no champion"
+        print(f"{args.name}: the log knows no champion before; {stays}")
+        return 1
+    print(f"{args.name}: version {version} is champion again; version {champion} will not be promoted anew")
+    return 0
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -152,5 +179,6 @@ COMMANDS = {
     "extract": (add_extract, run_extract),
     "fill": (add_fill, run_fill),
     "promote": (add_promote, run_promote),
+    "rollback": (add_rollback, run_rollback),
     "sync": (add_sync, run_sync),
 }

@@ -1,184 +1,170 @@
-"""`facetclip promote`: the challenger becomes the champion where it is better on the same items, and only there."""
+"""`facetclip promote` and `facetclip rollback`: who is the champion among the versions of a registered model.
+
+A decision is written in the log before the alias: a kill leaves the old champion, never none, and the same command
+given again ends what was begun.
+"""
 
 import fcntl
 import hashlib
-import json
-import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from facetclip.errors import UserError
+from facetclip.faults import reach
+from facetclip.intervals import Estimate, numbers_of
+from facetclip.policy import MEASURE, Decision, Examined, Policy, decide, mean_number
+from facetclip.promotion_log import PROMOTED, REFUSED, ROLLED_BACK, Entry, append, history, previous, rolled_back
 from facetclip.registry import CHALLENGER, DIGEST_TAG, aliases, connect_registry, model_folder, told
-from facetclip.report import EvalReport
 from facetclip.tracking import LONGEST_TAG, metric_name, tracking_uri
 
 CHAMPION = "champion"
-LOG = "promotions.jsonl"
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether the challenger becomes the champion, and why; `challenger` and `champion` are the versions compared."""
+def promote(name: str, examine: Callable[[str], Examined], policy: Policy, *, version: str | None = None) -> Decision:
+    """Make the challenger of `name`, or the given `version`, its champion if `decide` says so.
 
-    promote: bool
-    reason: str
-    challenger: str | None = None
-    champion: str | None = None
-
-
-def decide(challenger: EvalReport, champion: EvalReport | None, margin: float = 0.0) -> Decision:
-    """The challenger wins where its mean macro-F1 exceeds the champion's by more than `margin`, on the same items.
-
-    The mean is over the attributes that the champion reads. Whatever is missing or is no number refuses.
+    `examine` measures a local model folder. It takes no lock: should another promoter move an alias meanwhile,
+    everything is compared anew. UserError where the registry cannot be reached or there is no such version.
     """
-    refusal = unusable(challenger, "challenger")
-    if champion is not None:
-        refusal = refusal or unusable(champion, "champion") or incomparable(challenger, champion)
-    if refusal:
-        return Decision(False, refusal)
-    if champion is None:
-        return Decision(True, f"there is no champion yet; mean macro-F1 {mean_macro_f1(challenger, challenger):.4f}")
-    ours, theirs = mean_macro_f1(challenger, champion), mean_macro_f1(champion, champion)
-    numbers = f"mean macro-F1 {ours:.4f}, the champion's is {theirs:.4f}"
-    if ours > theirs + margin:
-        return Decision(True, numbers)
-    return Decision(False, f"not better: {numbers}" + (f"; wanted: over {margin:g} more" if margin else ""))
-
-
-def unusable(report: EvalReport, role: str) -> str | None:
-    """Why a report cannot be compared with any other."""
-    if not report.model.attributes:
-        return f"no attribute of the {role} was measured"
-    broken = [name for name, metrics in report.model.attributes.items() if not math.isfinite(metrics.macro_f1)]
-    return f"the {role}'s macro-F1 of {', '.join(broken)} is no number" if broken else None
-
-
-def incomparable(challenger: EvalReport, champion: EvalReport) -> str | None:
-    """Why two reports cannot be compared with each other."""
-    if challenger.model.digest == champion.model.digest:
-        return "the challenger is the champion's own model"
-    for name in ("split", "data_digest", "items"):
-        ours, theirs = getattr(challenger, name), getattr(champion, name)
-        if ours != theirs:
-            return f"they were measured on different data: {name} {ours} and {theirs}"
-    missing = sorted(set(champion.model.attributes) - set(challenger.model.attributes))
-    return f"the challenger does not read {', '.join(missing)}, which the champion does" if missing else None
-
-
-def mean_macro_f1(report: EvalReport, like: EvalReport) -> float:
-    """Mean macro-F1 over the attributes that `like` measures."""
-    names = list(like.model.attributes)
-    return math.fsum(report.model.attributes[name].macro_f1 for name in names) / len(names)
-
-
-def promote(name: str, score: Callable[[str], EvalReport], *, margin: float = 0.0) -> Decision:
-    """Make the challenger of `name` its champion if `decide` says so; `score` measures a local model folder.
-
-    Scoring takes no lock: should another promoter move an alias meanwhile, everything is compared anew. The decision is
-    logged before the alias is written, so a kill leaves the old champion, never none. UserError where the registry
-    cannot be reached, the model has no challenger, or `score` cannot read it.
-    """
-    contest = Contest(connect_registry(), name, score, margin)
+    contest = Contest(connect_registry(), name, examine, policy)
     while True:
-        known = aliases(contest.client, name)
-        decision = contest.decision(known.get(CHALLENGER), known.get(CHAMPION))
+        standing = contest.standing(version)
+        decision = contest.decision(*standing)
+        reach("promote.decided")
         with promoting(name), told(f"registered model {name!r}"):
-            if aliases(contest.client, name) == known:
+            if contest.standing(version) == standing:
                 contest.settle(decision)
                 return decision
+
+
+def rollback(name: str, digest: Callable[[str], str]) -> tuple[str | None, str | None]:
+    """Make the champion before the present one champion again: (it, the present one).
+
+    (None, the present one) where the log knows none. `digest` is that of a local model folder. UserError where the
+    registry cannot be reached, or the files of the version to go back to are not those that were registered.
+    """
+    client = connect_registry()
+    with promoting(name), told(f"registered model {name!r}"):
+        champion = aliases(client, name).get(CHAMPION)
+        version = previous(history(client, name), champion)
+        if champion is None or version is None:
+            return None, champion
+        found = digest(model_folder(client, name, version))
+        if problem := changed(client, name, version, found):
+            raise UserError(f"{name}: {problem}; nothing was rolled back")
+        reach("rollback.checked")
+        append(client, name, Entry(ROLLED_BACK, version, champion, f"version {champion} was rolled back"))
+        reach("rollback.logged")
+        crown(client, name, version)
+        return version, champion
 
 
 class Contest:
     """The versions of one registered model as measured by one promoter."""
 
-    def __init__(self, client: Any, name: str, score: Callable[[str], EvalReport], margin: float) -> None:
-        self.client, self.name, self.score, self.margin = client, name, score, margin
-        self.reports: dict[str, EvalReport] = {}
+    def __init__(self, client: Any, name: str, examine: Callable[[str], Examined], policy: Policy) -> None:
+        self.client, self.name, self.examine, self.policy = client, name, examine, policy
+        self.examined: dict[str, Examined] = {}
 
-    def decision(self, challenger: str | None, champion: str | None) -> Decision:
-        """Compare two versions, measuring each once."""
+    def standing(self, version: str | None) -> tuple[str, str | None]:
+        """The version to be judged and the champion."""
+        known = aliases(self.client, self.name)
+        challenger = version or known.get(CHALLENGER)
         if challenger is None:
             raise UserError(
                 f"{self.name}: no version has the alias {CHALLENGER!r}; train with tracking.register_as={self.name}, "
                 "or give a version the alias in MLflow"
             )
-        if challenger == champion:
-            return Decision(False, f"version {champion} is the champion already", challenger, champion)
-        refusal = self.measure(challenger)
-        if champion is not None and not refusal:
-            try:
-                refusal = self.measure(champion)
-            except UserError as error:
-                refusal = f"the champion, version {champion}, cannot be measured on this data: {error}"
+        return challenger, known.get(CHAMPION)
+
+    def decision(self, challenger: str, champion: str | None) -> Decision:
+        """Compare two versions, measuring each once."""
+        refusal = self._refusal(challenger, champion)
         if refusal:
             return Decision(False, refusal, challenger, champion)
-        theirs = self.reports[champion] if champion else None
-        return replace(decide(self.reports[challenger], theirs, self.margin), challenger=challenger, champion=champion)
+        theirs = self.examined[champion] if champion else None
+        return replace(decide(self.examined[challenger], theirs, self.policy), challenger=challenger, champion=champion)
 
-    def measure(self, version: str) -> str | None:
-        """Score a version unless it is scored; returns why it does not count."""
-        if version not in self.reports:
-            self.reports[version] = self.score(model_folder(self.client, self.name, version))
-        with told(f"models:/{self.name}/{version}"):
-            filed = self.client.get_model_version(self.name, version).tags.get(DIGEST_TAG)
-        changed = filed is not None and filed != self.reports[version].model.digest
-        return f"the files of version {version} are not those that were registered" if changed else None
+    def _refusal(self, challenger: str, champion: str | None) -> str | None:
+        """Why two versions are not even compared."""
+        with told(f"models:/{self.name}/{challenger}"):
+            self.client.get_model_version(self.name, challenger)
+            if rolled_back(history(self.client, self.name), challenger):
+                return f"version {challenger} was rolled back; train another"
+        if challenger == champion:
+            return f"version {champion} is the champion already"
+        return self._measured("challenger", challenger) or (self._measured("champion", champion) if champion else None)
+
+    def _measured(self, role: str, version: str) -> str | None:
+        """Examine a version unless that is done; returns why it does not count."""
+        if version not in self.examined:
+            try:
+                self.examined[version] = self.examine(model_folder(self.client, self.name, version))
+            except UserError as error:
+                return f"the {role}, version {version}, cannot be measured: {error}"
+        return changed(self.client, self.name, version, self.examined[version].digest)
 
     def settle(self, decision: Decision) -> None:
         """Write the decision on the challenger and in the log, then, where it is a yes, the alias."""
-        version = str(decision.challenger)
-        said = f"{'promoted' if decision.promote else 'refused'}: {decision.reason}"
-        facts = {"decision": said[:LONGEST_TAG]} | {key: str(value) for key, value in self.measured(version).items()}
+        version, action = str(decision.challenger), PROMOTED if decision.promote else REFUSED
+        facts = {"decision": f"{action}: {decision.reason}"} | self.measured(version)
         for key, value in facts.items():
-            self.client.set_model_version_tag(self.name, version, f"facetclip.test.{metric_name(key)}", value)
-        self.log(decision)
+            tag = f"facetclip.test.{metric_name(key)}"
+            self.client.set_model_version_tag(self.name, version, tag, str(value)[:LONGEST_TAG])
+            reach("promote.tagged")
+        entry = Entry(action, version, decision.champion, decision.reason, self.numbers(decision))
+        append(self.client, self.name, entry)
+        reach("promote.logged")
         if decision.promote:
-            self.client.set_registered_model_alias(self.name, CHAMPION, version)
-            if (found := aliases(self.client, self.name).get(CHAMPION)) != version:
-                raise UserError(f"{self.name}: version {found} became champion at the same time; promote again")
+            crown(self.client, self.name, version)
 
-    def measured(self, version: str | None) -> dict[str, Any]:
+    def measured(self, version: str) -> dict[str, Any]:
         """The numbers of a version and what they were measured on; nothing where it was not measured."""
-        report = self.reports.get(str(version))
-        if report is None:
+        found = self.examined.get(version)
+        if found is None:
             return {}
-        named = {f"macro_f1.{name}": metrics.macro_f1 for name, metrics in report.model.attributes.items()}
-        facts = {"split": report.split, "items": report.items, "data_digest": report.data_digest}
-        return {"macro_f1": report.model.mean.macro_f1, **named, **facts, "digest": report.model.digest}
+        named = {f"{MEASURE}.{name}": numbers_of(each)[MEASURE] for name, each in found.tallies.items()}
+        facts = {"split": found.split, "items": found.items, "data_digest": found.data_digest, "digest": found.digest}
+        return {MEASURE: mean_number(found), **named, **facts}
 
-    def log(self, decision: Decision) -> None:
-        """Append the decision beside a SQLite store; on a server, as a tag of the registered model."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        entry = {"time": now, "model": self.name, **asdict(decision), "margin": self.margin}
-        entry |= {"measured": {v: self.measured(v) for v in (decision.challenger, decision.champion) if v}}
-        line = json.dumps(entry, ensure_ascii=False)
-        if (database := sqlite_file(tracking_uri())) is None:
-            self.client.set_registered_model_tag(self.name, f"facetclip.promotion.{now}", line[:LONGEST_TAG])
-            return
-        with (database.parent / LOG).open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
-            log.flush()
-            os.fsync(log.fileno())
+    def numbers(self, decision: Decision) -> dict[str, Any]:
+        """What was decided by, for the log."""
+        measured = self.measured(str(decision.challenger))
+        facts = {key: value for key, value in measured.items() if "." not in key}
+        facts |= {f"policy.{key}": value for key, value in asdict(self.policy).items()}
+        facts |= {key: _rounded(each) for key, each in (("mean", decision.mean), ("kept", decision.kept)) if each}
+        return facts | {"differences": {name: _rounded(each) for name, each in decision.differences.items()}}
+
+
+def changed(client: Any, name: str, version: str, digest: str) -> str | None:
+    """Why a version with this `digest` is not the one that was registered."""
+    with told(f"models:/{name}/{version}"):
+        filed = client.get_model_version(name, version).tags.get(DIGEST_TAG)
+    return f"the files of version {version} are not those that were registered" if filed not in (None, digest) else None
+
+
+def crown(client: Any, name: str, version: str) -> None:
+    """Write the alias and see that it stays."""
+    client.set_registered_model_alias(name, CHAMPION, version)
+    reach("promote.crowned")
+    if (found := aliases(client, name).get(CHAMPION)) != version:
+        raise UserError(f"{name}: version {found} became champion at the same time; do it again")
+
+
+def _rounded(each: Estimate) -> list[float]:
+    return [round(number, 6) for number in (each.value, each.low, each.high)]
 
 
 @contextmanager
 def promoting(name: str) -> Iterator[None]:
     """One promoter of `name` at a time, on this machine; the lock goes with its process."""
     uri = tracking_uri()
-    database = sqlite_file(uri)
+    folder = Path(uri.partition(":///")[2]).parent if uri.startswith("sqlite:///") else Path(tempfile.gettempdir())
     mark = hashlib.sha256(f"{uri}\0{name}".encode()).hexdigest()[:16]
-    folder = database.parent if database else Path(tempfile.gettempdir())
     with (folder / f".facetclip-promote-{mark}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite store; None for a server."""
-    return Path(uri.partition(":///")[2]) if uri.startswith("sqlite:///") else None

@@ -16,6 +16,7 @@ from facetclip.files import write_whole
 from facetclip.letters import any_letters
 from facetclip.metrics import AttributeMetrics
 from facetclip.page import render
+from facetclip.policy import Decision
 
 MOST_DRAWN = 30  # values of one attribute in its confusion matrix; rarer ones share one row
 LONGEST_NAME = 24  # characters of a value's name in a picture
@@ -120,6 +121,15 @@ def summary_table(report: EvalReport) -> str:
     ]
     mean = _thousandths(*numbers.mean(axis=0).ravel(), report.model.mean.ece)
     return text_table(headers, [*rows, ["mean", "", *mean]])
+
+
+def decision_table(decision: Decision) -> str:
+    """What a challenger's macro-F1 has more than the champion's, with the 95% intervals."""
+    rows = [*decision.differences.items(), *([("mean", decision.mean)] if decision.mean else [])]
+    return text_table(
+        ["macro-F1", "difference", "from", "to"],
+        [[name, *(f"{number:+.4f}" for number in (each.value, each.low, each.high))] for name, each in rows],
+    )
 
 
 def _thousandths(*numbers: float) -> list[str]:

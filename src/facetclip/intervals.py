@@ -1,0 +1,155 @@
+"""How far a number may be off, and a difference of two: 95% intervals by drawing products anew. NumPy only.
+
+Photos of one product are no independent witnesses, so whole products are drawn with replacement, as many as there are
+(Efron's bootstrap by cluster: Field and Welsh, "Bootstrapping clustered data", 2007). Every number here is computed
+from sums over items: each product's sums are taken once, and all draws are one matrix product. Models, attributes and
+numbers of one call share their draws, so differences between them are paired.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from facetclip.calibration import BINS
+from facetclip.metrics import answers, listed_values, read_values
+from facetclip.schema import Attribute
+
+METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "ece")
+RESAMPLES = 1_000
+ENDS = (0.025, 0.975)
+SEED = 20_260_101
+MOST_GROUPS = 10_000  # products beyond share groups, which then are drawn whole
+PORTION = 4_000_000  # weights at a time
+
+Draws = Mapping[str, np.ndarray]  # metric -> [1 + RESAMPLES]: the number itself, then that of each draw
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one model's answers about one attribute of `values` values sum up to, over `items` labelled items of
+    `products` products: `sums` [groups of products, columns]."""
+
+    values: int
+    items: int
+    products: int
+    sums: np.ndarray
+
+
+def groups_of(products: np.ndarray) -> np.ndarray:
+    """The group of each item, int [n], from 0: its product, or where there are very many a few products together."""
+    return np.unique(products, return_inverse=True)[1] % MOST_GROUPS
+
+
+def tally(attribute: Attribute, labels: np.ndarray, probabilities: np.ndarray, products: np.ndarray) -> Tally | None:
+    """The sums of `probabilities` [n, values] against `labels` [n], of items of `products` [n]; None where nothing is
+    labelled. Tallies of the same items in any order have the same groups."""
+    groups = groups_of(products)
+    size = int(groups.max(initial=-1)) + 1
+    every = listed_values(attribute, labels)
+    known = every.any(axis=1)
+    if not known.any():
+        return None
+    listed, probable, group = every[known], probabilities[known].astype(np.float64), groups[known]
+    read = read_values(attribute, probable)
+    right = np.take_along_axis(listed, probable.argmax(axis=1)[:, None], axis=1)
+    each = [listed & read, listed, read, np.ones_like(right), right]
+    columns = [np.bincount(group, column, size) for part in each for column in part.T]
+    sure, correct = answers(attribute, listed, probable)
+    place = np.repeat(group, len(sure) // len(group)) * BINS + np.minimum((sure * BINS).astype(np.int64), BINS - 1)
+    binned = [np.bincount(place, weights, size * BINS).reshape(size, BINS) for weights in (sure, correct, None)]
+    return Tally(
+        values=len(attribute.values),
+        items=int(known.sum()),
+        products=len(np.unique(products[known])),
+        sums=np.concatenate([np.stack(columns, axis=1), *binned], axis=1),
+    )
+
+
+def numbers_of(tally: Tally) -> dict[str, float]:
+    """Metric -> number, without an interval."""
+    found = _numbers(tally.sums.sum(axis=0, keepdims=True), tally.values)
+    return {name: float(number[0]) for name, number in found.items()}
+
+
+def draws(models: Sequence[Mapping[str, Tally]]) -> list[dict[str, Draws]]:
+    """For each model, attribute -> its numbers, as they are and in each draw of products; NaN where a draw holds
+    nothing of the attribute. All tallies are of the same items."""
+    every = [each for model in models for each in model.values()]
+    if not every:
+        return [{} for _ in models]
+    totals = _drawn(np.concatenate([each.sums for each in every], axis=1))
+    parts = np.split(totals, np.cumsum([each.sums.shape[1] for each in every])[:-1], axis=1)
+    numbers = iter([_numbers(part, each.values) for part, each in zip(parts, every, strict=True)])
+    return [{name: next(numbers) for name in model} for model in models]
+
+
+def mean_draws(attributes: Mapping[str, Draws]) -> Draws:
+    """The plain mean over the attributes that a draw holds."""
+    names = next(iter(attributes.values()), {})
+    return {name: mean_of([each[name] for each in attributes.values()]) for name in names}
+
+
+def mean_of(numbers: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of several numbers, [n] each, draw by draw, without those that are NaN there."""
+    stacked = np.stack(numbers)
+    known = ~np.isnan(stacked)
+    known[:, 0] = True  # the numbers themselves are all known, or their mean is not
+    with np.errstate(invalid="ignore"):
+        return np.where(known, stacked, 0).sum(axis=0) / known.sum(axis=0)
+
+
+def estimate(drawn: np.ndarray) -> Estimate:
+    """The number in `drawn` [1 + n] with its interval; NaN throughout where it is no number."""
+    known = drawn[1:][np.isfinite(drawn[1:])]
+    if not np.isfinite(drawn[0]) or not len(known):
+        return Estimate(float(drawn[0]), float("nan"), float("nan"))
+    low, high = np.quantile(known, ENDS)
+    return Estimate(float(drawn[0]), float(low), float(high))
+
+
+def share(hits: np.ndarray, products: np.ndarray) -> Estimate:
+    """The share of true `hits`, bool [n], of items of `products` [n], with its interval."""
+    groups = groups_of(products)
+    totals = _drawn(np.stack([np.bincount(groups, hits), np.bincount(groups)], axis=1).astype(np.float64))
+    return estimate(totals[:, 0] / totals[:, 1])
+
+
+def _drawn(sums: np.ndarray) -> np.ndarray:
+    """Totals [1 + RESAMPLES, columns] of `sums` [groups, columns]: of all of them, then of each draw."""
+    size = len(sums)
+    random = np.random.default_rng(SEED)
+    rows = max(1, PORTION // size)
+    totals = [sums.sum(axis=0, keepdims=True)]
+    for first in range(0, RESAMPLES, rows):
+        count = min(rows, RESAMPLES - first)
+        chosen = random.integers(0, size, (count, size)) + np.arange(count)[:, None] * size
+        weights = np.bincount(chosen.ravel(), minlength=count * size).reshape(count, size)
+        totals.append(weights.astype(np.float64) @ sums)
+    return np.concatenate(totals)
+
+
+def _numbers(totals: np.ndarray, values: int) -> Draws:
+    """The metrics, as `measure_attribute` defines them, of each row of `totals` [n, columns]."""
+    hits, listed, read, (items, right), confident, correct, answered = np.split(
+        totals.T, np.cumsum([values, values, values, 2, BINS, BINS])
+    )
+    seen = listed + read
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = np.where(seen > 0, 2 * hits / seen, 0).sum(axis=0) / (seen > 0).sum(axis=0)
+        recall = np.where(listed > 0, hits / listed, 0).sum(axis=0) / (listed > 0).sum(axis=0)
+        return {
+            "accuracy": right / items,
+            "macro_f1": f1,
+            "balanced_accuracy": recall,
+            "ece": np.abs(confident - correct).sum(axis=0) / answered.sum(axis=0),
+        }

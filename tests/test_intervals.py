@@ -1,0 +1,105 @@
+"""Intervals hold what they promise, and what they are about is what `measure_attribute` says."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_metrics import attribute, draw_scores
+
+from facetclip import intervals
+from facetclip.intervals import METRICS, draws, estimate, mean_draws, numbers_of, share, tally
+from facetclip.metrics import measure_attribute
+from facetclip.schema import UNLABELLED
+
+
+@given(
+    labels=st.lists(st.integers(-1, 6), min_size=1, max_size=60).filter(lambda labels: max(labels) > 0),
+    seed=st.integers(0, 1000),
+    multi=st.booleans(),
+)
+def test_the_numbers_are_those_of_the_report(labels: list[int], seed: int, multi: bool) -> None:
+    kind = attribute(3 if multi else 7, multi=multi)
+    scores = draw_scores(seed, len(labels), len(kind.values), 2.0)
+    truth = np.array(labels)
+    products = np.random.default_rng(seed).integers(0, 9, len(labels))
+    expected, found = measure_attribute(kind, truth, scores), tally(kind, truth, scores, products)
+    if multi and not (truth > 0).any():
+        return
+    assert expected is not None
+    assert found is not None
+    assert numbers_of(found) == pytest.approx({name: getattr(expected, name) for name in METRICS})
+    assert found.items == expected.items
+
+
+def test_nothing_labelled_has_no_tally() -> None:
+    assert tally(attribute(2), np.array([UNLABELLED]), np.ones((1, 2)), np.zeros(1, int)) is None
+    assert draws([{}]) == [{}]
+
+
+def simulated(seed: int, products: int, right: float, photos: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, probabilities and products; all photos of a product are read alike."""
+    draw = np.random.default_rng(seed)
+    labels, good = draw.integers(0, 2, products), draw.random(products) < right
+    read = np.where(good, labels, 1 - labels)
+    probable = np.where(read[:, None] == np.arange(2), 0.8, 0.2)
+    return np.repeat(labels, photos), np.repeat(probable, photos, axis=0), np.repeat(np.arange(products), photos)
+
+
+def test_nineteen_of_twenty_intervals_hold_the_truth_also_where_products_have_several_photos(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 300)
+    held = 0
+    for seed in range(200):
+        found = tally(attribute(2), *simulated(seed, 80, 0.8, photos=4))
+        assert found is not None
+        each = estimate(draws([{"a": found}])[0]["a"]["accuracy"])
+        held += each.low <= 0.8 <= each.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_copies_of_the_photos_make_no_interval_narrower() -> None:
+    widths = []
+    for photos in (1, 10):
+        found = tally(attribute(2), *simulated(0, 80, 0.8, photos))
+        assert found is not None
+        each = estimate(draws([{"a": found}])[0]["a"]["macro_f1"])
+        widths.append(each.high - each.low)
+    assert widths[0] == pytest.approx(widths[1])
+
+
+def test_two_models_share_their_draws_and_a_model_differs_from_itself_in_nothing() -> None:
+    labels, probable, products = simulated(0, 200, 0.8)
+    better = probable.copy()
+    wrong = np.flatnonzero(probable.argmax(axis=1) != labels)[:8]
+    better[wrong] = 1 - better[wrong]
+    first, second = (tally(attribute(2), labels, each, products) for each in (probable, better))
+    assert first is not None
+    assert second is not None
+    one, two, same = draws([{"a": first}, {"a": second}, {"a": first}])
+    assert (one["a"]["accuracy"] == same["a"]["accuracy"]).all()
+    difference = estimate(two["a"]["accuracy"] - one["a"]["accuracy"])
+    alone = estimate(one["a"]["accuracy"])
+    assert difference.value == pytest.approx(0.04)
+    assert 0 < difference.low < difference.high < alone.high - alone.low
+
+
+def test_the_mean_leaves_out_what_a_draw_does_not_hold_but_never_a_number_that_is_none() -> None:
+    numbers = {"a": {"x": np.array([0.5, np.nan, 0.25])}, "b": {"x": np.array([1.0, 1.0, 0.75])}}
+    assert mean_draws(numbers)["x"].tolist() == [0.75, 1.0, 0.5]
+    assert np.isnan(mean_draws({**numbers, "a": {"x": np.array([np.nan, 1.0, 1.0])}})["x"][0])
+    assert np.isnan(estimate(np.array([np.nan, 1.0])).low)
+
+
+def test_very_many_products_are_drawn_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = share(np.arange(3000) % 4 > 0, np.arange(3000))
+    monkeypatch.setattr(intervals, "MOST_GROUPS", 500)
+    grouped = share(np.arange(3000) % 4 > 0, np.arange(3000))
+    assert whole.value == grouped.value == 0.75
+    # 500 is a multiple of 4, so that every group holds the same remainders: products next to each other stay apart
+    assert whole.low < 0.75 < whole.high
+
+
+def test_the_same_numbers_every_time() -> None:
+    hits, products = np.arange(50) % 3 > 0, np.arange(50) // 2
+    assert share(hits, products) == share(hits, products)
