@@ -43,6 +43,7 @@ LAYERS = [
     | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures", "agreement", "goodput"}
     | {
         "photo_flags",
+        "near_duplicates",
         "model_card",
         "pictures",
         "spool",
@@ -77,6 +78,8 @@ LAYERS = [
         "schedule",
         "presets",
         "alarms",
+        "fingerprints",
+        "hamming",
     },
     {"catalog", "suggestions"},
     {"schema"},
@@ -102,6 +105,7 @@ OWNERS = {
         "index",
         "sources",
         "extract",
+        "near_duplicates",
     },
     "accelerate": {"trainer", "launch", "engine", "zero", "step_log", "validation", "features", "extract", "runs"}
     | {"audit"},
