@@ -7,6 +7,7 @@ from PIL import Image
 
 from facetclip.catalog import read_catalog
 from facetclip.images import encode_jpeg
+from facetclip.indexing import SOURCES
 from facetclip.schema import Schema
 from facetclip.shards import ShardSpec, build_shards
 
@@ -81,5 +82,6 @@ def build(shop, out="shards", *, schema=SCHEMA, **more):
 
 
 def contents(folder):
-    """Every file under a folder, by its relative path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file under a folder, by its relative path, but for the times of the photos that it was made from."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != SOURCES)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -57,7 +57,6 @@ def test_plain_webdataset_streams_what_is_read_by_offset(shop, monkeypatch, resi
         assert verdict(sample[kind], decode=True) is None
         assert facts["item"] == index.item_id(row)
         assert facts["product"] == index.product_ids[row].as_py()
-        assert facts["split"] == ["train", "validation", "test"][index.splits[row]]
         assert sample["txt"].decode() == (f"Größe {row}" if row % 6 else "")
         for name, attribute in SCHEMA.attributes.items():
             label = index.labels[name][row]

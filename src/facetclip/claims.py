@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from facetclip.errors import UserError
-from facetclip.files import write_once
-from facetclip.index import INDEX_NAME
+from facetclip.files import write_once, write_whole
+from facetclip.index import INDEX_NAME, read_metadata
 from facetclip.lease import Held, Lease, holder
 from facetclip.portions import WHOLE, Portion
 from facetclip.slices import PARTS, Build
@@ -37,16 +37,29 @@ def claimed(build: Build, portion: Portion, *, patience: float = 0.0) -> Iterato
         raise UserError(f"{out}: not empty, and not an unfinished build of shards; use another --out")
     lease = _leased(parts, portion, patience)
     try:
-        plan = write_once(parts / "plan.json", json.dumps({"build": build.digest}).encode())
-        if json.loads(plan)["build"] != build.digest:
-            raise UserError(f"{out}: holds an unfinished build of {OTHER}; delete it or use another --out")
+        _agree(build)
+        own = portion.among(build.first_shard + build.count)
         for left in (*out.glob(".*.tmp"), *parts.glob(".*.tmp")):
             shard = _LEFT.fullmatch(left.name)
-            if portion == WHOLE or (shard and int(shard[1]) % portion.of == portion.number):
+            if portion == WHOLE or (shard and int(shard[1]) - build.first_shard in own):
                 left.unlink(missing_ok=True)
         yield
     finally:
         lease.release()
+
+
+def _agree(build: Build) -> None:
+    """That this work is what the folder is in the middle of; UserError where it is in the middle of another."""
+    out, path = build.spec.out, build.spec.out / PARTS / "plan.json"
+    own = json.dumps({"work": build.digest}).encode()
+    if json.loads(plan := write_once(path, own)) == json.loads(own):
+        return
+    if (out / INDEX_NAME).exists() and json.loads(plan)["work"] == read_metadata(out / INDEX_NAME)["work"]:
+        write_whole(path, own)  # that work is done; its process was killed before it cleared up
+    elif build.kept is not None:
+        raise UserError(f"{out}: an update by {OTHER} was interrupted; run that again, or delete {path.parent} first")
+    else:
+        raise UserError(f"{out}: holds an unfinished build of {OTHER}; delete it or use another --out")
 
 
 def _leased(parts: Path, portion: Portion, patience: float) -> Lease:

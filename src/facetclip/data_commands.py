@@ -150,6 +150,12 @@ def add_shard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resize", type=int, help="pixels of the shorter edge; the original bytes where not given")
     parser.add_argument("--workers", type=int, help="processes; all cores, shared among a launcher's ranks")
     parser.add_argument(
+        "--update",
+        action="store_true",
+        help="have a finished folder follow its catalog: pack new and changed photos, write a new index",
+    )
+    parser.add_argument("--max-removed", type=float, help="largest share of its items that an update may drop; 0.1")
+    parser.add_argument(
         "--part",
         metavar="I/N",
         help="pack every N-th shard from I = 0 to N - 1 on; the last part to end writes the index. Without it as the "
@@ -159,6 +165,8 @@ def add_shard(parser: argparse.ArgumentParser) -> None:
 
 def run_shard(args: argparse.Namespace) -> int:
     """Shard a catalog."""
+    if args.max_removed is not None and not args.update:
+        raise UserError("--max-removed needs --update")
     spec = ShardSpec(
         out=args.out,
         images=args.images,
@@ -168,6 +176,8 @@ def run_shard(args: argparse.Namespace) -> int:
         workers=max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if args.workers is None else args.workers,
         max_bad=args.max_bad,
         fetch=_fetch_spec(args),
+        update=args.update,
+        max_removed=ShardSpec.max_removed if args.max_removed is None else args.max_removed,
     )
     catalog, schema = read_catalog(args.catalog, split=args.dataset_split), read_schema(args.schema)
     portion = parse_portion(args.part) if args.part else launched_portion(os.environ)
@@ -186,6 +196,16 @@ def run_shard(args: argparse.Namespace) -> int:
 def _print_shards(report: ShardReport) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in report.splits.items())
     print(f"{report.folder}: {report.samples} items in {report.shards} shards ({splits})")
+    if report.changes is not None:
+        done = report.changes
+        print(
+            f"updated: {done.added} items added, {done.changed} with another photo, {done.removed} removed; "
+            f"{done.bytes / 1e6:,.1f} MB of new shards"
+        )
+    if report.changes is not None and report.changes.moved:
+        print(f"{report.changes.moved} products are in another split than before, as the catalog's split column says")
+    if report.superseded:
+        print(f"{report.superseded} samples in the tars count no longer; when they are many, build in a new folder")
     for name, count in report.unknown_cells.items():
         print(f"{name}: {count} cells that the schema does not explain count as unlabelled; facetclip check lists them")
     for code, count in report.bad.items():

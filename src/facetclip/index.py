@@ -27,21 +27,25 @@ from facetclip.schema import Schema
 from facetclip.splits import SPLITS
 from facetclip.store import INDEX_NAME, CachedShards, LocalShards, Shard, open_store
 
-FORMAT = "facetclip-index-1"
+FORMAT = "facetclip-index-2"
 LABEL = "label:"  # before the attribute's name in the Parquet column
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
-_KEY_LENGTH = 64  # the place alone makes a key unique; a plain tar header takes names of up to 100 bytes
+_KEY_LENGTH = 64  # a plain tar header takes names of up to 100 bytes
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
-def key_of(place: int, item_id: str) -> str:
-    """The member name of the item in catalog place `place`, without dots, slashes or anything but plain ASCII.
+def key_of(item_id: str) -> str:
+    """The member name of an item, another for each, without dots, slashes or anything but plain ASCII.
 
-    >>> key_of(7, "AB.12"), key_of(8, "rot/groß")
-    ('000000007_AB%2E12', '000000008_rot%2Fgro%C3%9F')
+    A long one is cut and ends in a hash of the whole, after a sign that no escape gives.
+
+    >>> key_of("AB.12"), key_of("rot/groß"), key_of("x" * 70)[-22:]
+    ('AB%2E12', 'rot%2Fgro%C3%9F', 'xxxx%-9e9a1cb4a5ba4a15')
     """
-    escaped = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), item_id[:_KEY_LENGTH])
-    return f"{place:09d}_{escaped[:_KEY_LENGTH]}"
+    escaped = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), item_id)
+    if len(escaped) <= _KEY_LENGTH:
+        return escaped
+    return f"{escaped[: _KEY_LENGTH - 18]}%-{hashlib.blake2b(item_id.encode(), digest_size=8).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class ShardIndex:
         if isinstance(self.store, CachedShards):
             raise UserError(f"{self.store}: expected a folder of this machine")
         return self.store.folder
+
+    @property
+    def superseded(self) -> int:
+        """Samples in the tars that the index leaves out, since an update replaced or removed them."""
+        return sum(shard.samples for shard in self.shards) - self.size
 
     @property
     def name(self) -> str:
@@ -188,7 +197,7 @@ class ShardIndex:
         return None if zlib.crc32(image) == self.checksum[row] else "the image is not the one that was indexed"
 
     def _spot(self, row: int) -> str:
-        key = key_of(int(self.places[row]), self.item_id(row))
+        key = key_of(self.item_id(row))
         return f"{self.store}/{self.shards[self.shard[row]].name}, offset {self.offset[row]}, key {key}"
 
     def _column(self, name: str) -> pa.ChunkedArray:
@@ -254,8 +263,9 @@ def read_metadata(path: Path, name: str | None = None) -> dict[str, str]:
 def write_index(
     folder: Path, table: pa.Table, schema: Schema, shards: Sequence[Shard], facts: Mapping[str, str]
 ) -> None:
-    """Write `index.parquet` whole or not at all: `table` has `index_columns`; `facts` go into the metadata."""
-    table = table.cast(index_columns(schema))
+    """Write `index.parquet` whole or not at all: `table` has the `index_columns`; `facts` go into the metadata."""
+    columns = index_columns(schema)
+    table = table.select(columns.names).cast(columns)
     metadata = {
         "format": FORMAT,
         "schema": schema.to_json(),

@@ -47,6 +47,10 @@ def describe(index: ShardIndex) -> str:
     lines = [
         f"{index.store}: {len(index):,} items of {len(np.unique(index.products)):,} products in {len(index.shards):,} "
         f"shards, {total / 1e6:,.1f} MB; a photo has {sizes[0]:,.1f} kB, the largest hundredth over {sizes[1]:,.1f} kB",
+        *(
+            [f"{index.superseded:,} samples in the tars count no longer: updates replaced them"]
+            * (index.superseded > 0)
+        ),
         "",
         text_table(
             ["split", "items", "products"], [[name, f"{rows[name]:,}", f"{products[name]:,}"] for name in SPLITS]
@@ -91,7 +95,7 @@ def _walk(index: ShardIndex, path: Path, rows: np.ndarray) -> Iterator[Damage]:
         return
     for row in rows.tolist():
         offset, length = int(index.offset[row]), int(index.length[row])
-        key = key_of(int(index.places[row]), index.item_id(row))
+        key = key_of(index.item_id(row))
         if problem := _sample(content, offset, length, int(index.checksum[row]), key):
             yield Damage(path.name, problem, offset, key)
             return

@@ -10,11 +10,10 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from facetclip import faults
 from facetclip.addresses import is_url
@@ -23,16 +22,18 @@ from facetclip.claims import OTHER, claimed
 from facetclip.downloads import download_all
 from facetclip.errors import UserError
 from facetclip.files import write_whole
-from facetclip.index import INDEX_NAME, LABEL, Shard, open_index, read_metadata, write_index
+from facetclip.index import INDEX_NAME, open_index, read_metadata
+from facetclip.indexing import NO_CHANGES, Changes, index_build, sources_of
 from facetclip.lease import Held
 from facetclip.portions import WHOLE, Portion
 from facetclip.schema import Schema
-from facetclip.slices import PARTS, Build, ShardSpec, codes_of, plan_build
+from facetclip.slices import PARTS, Build, ShardSpec, plan_build
 from facetclip.splits import SPLITS
-from facetclip.tars import Part, checksums, first_changed, intact, pack, read_part
+from facetclip.store import Shard
+from facetclip.tars import Part, first_changed, intact, pack, packed, read_part
+from facetclip.updates import QUARANTINE, inert, updating
 from facetclip.workers import each
 
-QUARANTINE = "quarantine.csv"
 PATIENCE = 20.0  # seconds that a part waits for another's look over all shards
 Progress = Callable[[int, int], None]
 
@@ -49,6 +50,8 @@ class ShardReport:
     bad: dict[str, int]  # reason code -> rows left out, listed in quarantine.csv
     unknown_cells: dict[str, int]  # attribute -> cells that no value or alias explains; unlabelled in the shards
     reused: int  # shards found finished
+    superseded: int  # samples in the tars that count no longer: an update replaced or removed them
+    changes: Changes | None  # what this update did
 
 
 def build_shards(catalog: Catalog, schema: Schema, spec: ShardSpec, *, progress: Progress | None = None) -> ShardReport:
@@ -58,11 +61,11 @@ def build_shards(catalog: Catalog, schema: Schema, spec: ShardSpec, *, progress:
     when the folder holds anything else, when an item id is empty or doubled, and when more than `spec.max_bad` of the
     images cannot be used: it stops as soon as that is seen, and quarantine.csv names them.
     """
-    build = plan_build(catalog, schema, spec)
-    if (spec.out / INDEX_NAME).exists():
+    build = _planned(catalog, schema, spec, WHOLE)
+    if _done(build):
         return _finished(build, catalog)
     with claimed(build, WHOLE):
-        if (spec.out / INDEX_NAME).exists():  # written meanwhile
+        if _done(build):  # meanwhile
             return _finished(build, catalog)
         reused = _pack_missing(build, progress)
         complete = _complete(build, catalog)
@@ -79,18 +82,18 @@ def build_portion(
     Whoever ends last writes the index and gets the report; None where shards are missing still, or another process is
     at work on them. A portion that was lost is done again by the same call; `build_shards` does whatever is missing.
     """
-    build = plan_build(catalog, schema, spec, portion)
-    if (spec.out / INDEX_NAME).exists():
+    build = _planned(catalog, schema, spec, portion)
+    if _done(build):
         return _finished(build, catalog)
     try:
         with claimed(build, portion, patience=PATIENCE):
-            if (spec.out / INDEX_NAME).exists():  # written meanwhile
+            if _done(build):  # meanwhile
                 return _finished(build, catalog)
             reused = _pack_missing(build, progress)
     except Held:
         if _all_packed(build):  # and whoever holds them is at the last step
             return None
-        if (spec.out / INDEX_NAME).exists():  # or has just done it
+        if _done(build):  # or has just done it
             return _finished(build, catalog)
         raise
     faults.reach("shards.after_portion")
@@ -98,13 +101,28 @@ def build_portion(
         with claimed(build, WHOLE):
             complete = _complete(build, catalog)
     except Held:  # who ends after this one looks in turn
-        complete = (spec.out / INDEX_NAME).exists()
+        complete = _done(build)
     return _cleared(build, reused) if complete else None
+
+
+def _planned(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Portion) -> Build:
+    build = plan_build(catalog, schema, spec, portion)
+    return updating(build) if spec.update else build
+
+
+def _done(build: Build) -> bool:
+    """Whether the folder is finished; in an update, whether it is the one that this would make of it."""
+    path = build.spec.out / INDEX_NAME
+    if build.kept is None or not path.exists():
+        return path.exists()
+    facts = read_metadata(path)
+    changes_nothing = not len(build.places) and not build.kept.removed and facts["build"] == build.inputs
+    return changes_nothing or facts["work"] == build.digest
 
 
 def _complete(build: Build, catalog: Catalog) -> bool:
     """Write the index, if every shard is there; UserError where too many images are bad in those that are."""
-    if (build.spec.out / INDEX_NAME).exists():
+    if _done(build):
         return True
     found = (read_part(build.part(number), build.digest) for number in range(build.count))
     parts = [part for part in found if part is not None and _in_place(build.spec.out, part.shard)]
@@ -112,7 +130,7 @@ def _complete(build: Build, catalog: Catalog) -> bool:
         return False
     _quarantine(build, catalog, parts)
     faults.reach("shards.before_index")
-    _write_index(build, parts)
+    index_build(build, parts)
     faults.reach("shards.after_index")
     return True
 
@@ -148,8 +166,8 @@ def _usable(build: Build, number: int) -> bool:
     part = read_part(build.part(number), build.digest)
     if part is None or not intact(build.spec.out, part.shard):
         return False
-    kept = checksums(part.rows.column("place").to_numpy(), part.rows.column("checksum").to_numpy())
-    return first_changed(build.slice(number), kept, build.part(number).stat().st_mtime_ns) is None
+    kept = packed(*(part.rows.column(name).to_numpy() for name in ("place", "checksum", "source")))
+    return first_changed(build.slice(number), kept) is None
 
 
 def _whole(build: Build, number: int) -> bool:
@@ -185,7 +203,7 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
         image = build.rows.images[place].as_py()
         shown = image if isinstance(image, str) else ""
         cells = [build.rows.items[place].as_py(), shown, code, message]
-        table.writerow([catalog.row_number(place), *map(_inert, cells)])
+        table.writerow([catalog.row_number(place), *map(inert, cells)])
     write_whole(build.spec.out / QUARANTINE, out.getvalue().encode("utf-8"))
     seen = len(bad) + sum(part.rows.num_rows for part in parts)
     if len(bad) > build.most_bad:
@@ -197,52 +215,34 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
         )
 
 
-def _inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
-
-
-def _write_index(build: Build, parts: Sequence[Part]) -> None:
-    rows, packed = build.rows, [part for part in parts if part.shard is not None]
-    where = pa.concat_tables([part.rows for part in packed])
-    places = where.column("place").to_numpy()
-    take = pa.array(places)
-    columns = {
-        "place": take,
-        "item": rows.items.take(take),
-        "product_id": rows.products.take(take),
-        "product": codes_of(rows.products.take(take)),
-        **({} if rows.titles is None else {"title": rows.titles.take(take)}),
-        "split": rows.splits[places],
-        **{LABEL + name: labels[places] for name, labels in rows.labels.items()},
-        "shard": np.repeat(np.arange(len(packed), dtype=np.int32), [part.rows.num_rows for part in packed]),
-        **{name: where.column(name) for name in ("offset", "length", "checksum")},
-    }
-    bad = Counter(code for part in parts for _, code, _ in part.bad)
-    facts = {"build": build.digest, "bad": json.dumps(bad), "unknown_cells": json.dumps(rows.unknown_cells)}
-    shards = [part.shard for part in packed if part.shard is not None]
-    write_index(build.spec.out, pa.table(columns), build.schema, shards, facts)
-
-
 def _finished(build: Build, catalog: Catalog) -> ShardReport:
     """The report of a finished build of these inputs; UserError when it is another's, or an image changed since."""
     out = build.spec.out
-    if read_metadata(out / INDEX_NAME).get("build") != build.digest:
-        raise UserError(f"{out}: holds shards of {OTHER}; use another --out")
-    index = open_index(out)
-    moment = (out / INDEX_NAME).stat().st_mtime_ns
+    if build.kept is None:
+        if read_metadata(out / INDEX_NAME).get("build") != build.inputs:
+            raise UserError(f"{out}: holds shards of {OTHER}; use another --out, or --update to have it follow")
+        _require_unchanged(build, catalog)
+    return _cleared(build, build.count)
+
+
+def _require_unchanged(build: Build, catalog: Catalog) -> None:
+    index = open_index(build.spec.out)
+    sources = sources_of(index)
     for number in range(build.count):
         rows = build.slice(number)
-        first, last = np.searchsorted(index.places, (rows.first, rows.first + build.per_shard))
-        kept = checksums(index.places[first:last], index.checksum[first:last])
-        if (changed := first_changed(rows, kept, moment)) is not None:
-            raise UserError(f"{catalog.where(changed)}: its image changed after {out} was built; use another --out")
-    return _cleared(build, build.count)
+        there = slice(*np.searchsorted(index.places, (rows.places[0], rows.places[-1] + 1)))
+        kept = packed(index.places[there], index.checksum[there], sources[there])
+        if (changed := first_changed(rows, kept)) is not None:
+            raise UserError(
+                f"{catalog.where(changed)}: its image changed after {build.spec.out} was built; run it with --update, "
+                "or use another --out"
+            )
 
 
 def _report(build: Build, reused: int) -> ShardReport:
     index = open_index(build.spec.out)
     facts = read_metadata(build.spec.out / INDEX_NAME)
+    changes = json.loads(facts["changes"]) if facts["work"] == build.digest else asdict(NO_CHANGES)
     return ShardReport(
         folder=index.folder,
         digest=index.digest,
@@ -252,4 +252,6 @@ def _report(build: Build, reused: int) -> ShardReport:
         bad=json.loads(facts["bad"]),
         unknown_cells=json.loads(facts["unknown_cells"]),
         reused=reused,
+        superseded=index.superseded,
+        changes=None if build.kept is None else Changes(**changes),
     )

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from facetclip.index import canonical
 from facetclip.portions import WHOLE, Portion
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
 from facetclip.splits import Shares, assign_splits
+from facetclip.store import Shard
 from facetclip.tars import Slice
 
 PARTS = ".parts"
@@ -29,7 +31,7 @@ ORIGINALS_PER_SHARD = 1000
 FEWEST_PER_SHARD = 64
 FEWEST_SHARDS = 16  # where there are rows enough, so that several processes have work
 SMALLEST_RESIZE = 32
-FORMAT = "facetclip-shards-1"
+FORMAT = "facetclip-shards-2"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,25 @@ class ShardSpec:
     workers: int = 1
     max_bad: float = 0.01
     fetch: FetchSpec | None = None  # how images named by URL are had; None refuses them
+    update: bool = False  # a finished folder follows its catalog; else it is left alone
+    max_removed: float = 0.1  # largest share of a finished folder's items that an update may drop
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all shards of a folder have in common, however often it is updated."""
+        return {"resize": self.resize, "seed": self.seed, "shares": str(self.shares)}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an update takes over from the finished folder; by place in the new catalog."""
+
+    shards: tuple[Shard, ...]
+    places: np.ndarray  # int64 [k]
+    rows: np.ndarray  # int64 [k]: in the old index
+    sources: np.ndarray  # uint64 [k]: as of now
+    removed: int  # items that the catalog no longer has
+    known_bad: int  # images to pack that were left out before, too
 
 
 @dataclass(frozen=True)
@@ -67,20 +88,31 @@ class Build:
     rows: Rows
     schema: Schema
     spec: ShardSpec
-    per_shard: int
-    digest: str
+    places: np.ndarray  # int64: which rows are packed, ascending
+    inputs: str  # sha256 over the catalog, schema and settings
+    digest: str  # of this work: the same inputs for the same places
     portion: Portion = WHOLE
+    kept: Kept | None = None  # of the folder that is updated
+    first_shard: int = 0
+
+    @property
+    def per_shard(self) -> int:
+        """How many rows a shard has."""
+        most = ORIGINALS_PER_SHARD if self.spec.resize is None else RESIZED_PER_SHARD
+        even = -(-len(self.places) // FEWEST_SHARDS)
+        return self.spec.samples_per_shard or max(FEWEST_PER_SHARD, min(most, even))
 
     @property
     def count(self) -> int:
-        """How many shards there will be."""
-        return -(-len(self.rows.items) // self.per_shard)
+        """How many shards there will be; in an update, how many more."""
+        return -(-len(self.places) // self.per_shard)
 
     @property
     def most_bad(self) -> int:
-        """How many images may be left out; never all of them."""
-        rows = len(self.rows.items)
-        return min(rows - 1, int(self.spec.max_bad * rows))
+        """How many images may be left out; never all there are. Those that were left out before do not count again."""
+        known = 0 if self.kept is None else self.kept.known_bad
+        most = int(self.spec.max_bad * (len(self.places) - known)) + known
+        return most if self.kept is not None and len(self.kept.places) else min(len(self.places) - 1, most)
 
     @property
     def numbers(self) -> range:
@@ -89,7 +121,10 @@ class Build:
 
     def part(self, number: int) -> Path:
         """Where shard `number` says what it holds, until the index does."""
-        return self.spec.out / PARTS / f"shard-{number:06d}.parquet"
+        return self.spec.out / PARTS / f"{self._stem(number)}.parquet"
+
+    def _stem(self, number: int) -> str:
+        return f"shard-{self.first_shard + number:06d}"
 
     @property
     def downloads(self) -> Path | None:
@@ -100,23 +135,22 @@ class Build:
 
     def slice(self, number: int) -> Slice:
         """The rows of shard `number`."""
-        first = number * self.per_shard
-        rows, cut = self.rows, partial(_cut, first=first, length=self.per_shard)
+        places = self.places[number * self.per_shard :][: self.per_shard]
+        rows, cut = self.rows, partial(_cut, places=places.tolist())
         return Slice(
-            tar=self.spec.out / f"shard-{number:06d}.tar",
+            tar=self.spec.out / f"{self._stem(number)}.tar",
             part=self.part(number),
             digest=self.digest,
             schema=self.schema,
             images_root=self.spec.images,
             downloads=self.downloads,
             resize=self.spec.resize,
-            first=first,
+            places=places.tolist(),
             items=cut(rows.items),
             products=cut(rows.products),
             titles=None if rows.titles is None else cut(rows.titles),
             images=[image_of(cell) for cell in cut(rows.images)],
-            splits=rows.splits[first : first + self.per_shard],
-            labels={name: labels[first : first + self.per_shard] for name, labels in rows.labels.items()},
+            labels={name: labels[places] for name, labels in rows.labels.items()},
         )
 
 
@@ -190,12 +224,16 @@ def codes_of(text: pa.ChunkedArray) -> np.ndarray:
     return text.combine_chunks().dictionary_encode().indices.to_numpy()
 
 
+def found_in(text: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
+    """int64: where each text first stands in `among`, -1 where it does not."""
+    options = pc.SetLookupOptions(value_set=among)
+    return pc.call_function("index_in", [text], options).fill_null(-1).to_numpy().astype(np.int64)
+
+
 def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Portion = WHOLE) -> Build:
     """The build of these inputs; UserError where they cannot be sharded."""
     _check_spec(catalog, schema, spec, portion)
     rows = _read_rows(catalog, schema, spec)
-    most = ORIGINALS_PER_SHARD if spec.resize is None else RESIZED_PER_SHARD
-    per_shard = spec.samples_per_shard or max(FEWEST_PER_SHARD, min(most, -(-len(rows.items) // FEWEST_SHARDS)))
     total = hashlib.sha256()
     facts = [
         FORMAT,
@@ -203,7 +241,7 @@ def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Porti
         spec.resize,
         spec.seed,
         str(spec.shares),
-        per_shard,
+        spec.samples_per_shard,
         *([DOWNLOADS] if spec.fetch else []),
     ]
     total.update(json.dumps(facts).encode())
@@ -213,11 +251,14 @@ def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Porti
             total.update(part)
     for numbers in (rows.splits, *rows.labels.values()):
         total.update(numbers.tobytes())
-    return Build(rows, schema, spec, per_shard, total.hexdigest(), portion)
+    places = np.arange(len(rows.items))
+    return Build(rows, schema, spec, places, total.hexdigest(), total.hexdigest(), portion)
 
 
-def _cut(column: pa.ChunkedArray, first: int, length: int) -> list:
-    return column.slice(first, length).to_pylist()
+def _cut(column: pa.ChunkedArray, places: list[int]) -> list:
+    if places and places[-1] - places[0] == len(places) - 1:
+        return column.slice(places[0], len(places)).to_pylist()
+    return [column[place].as_py() for place in places]  # `take` would copy the whole column first
 
 
 def image_of(cell: str | bytes | dict | None) -> str | bytes | None:

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,11 +62,15 @@ class _OpenFiles:
 
 
 class LocalShards:
-    """A folder of shards on this machine."""
+    """A folder of shards on this machine. `index`: the file that was there when this was made, held by this."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = folder / INDEX_NAME
+        with suppress(OSError):
+            descriptor = os.open(self.index, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, descriptor)
+            self.index = Path(f"/dev/fd/{descriptor}")  # columns are read late, and an update may take its name
         self._open = _OpenFiles()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -22,11 +22,17 @@ from facetclip.addresses import is_url
 from facetclip.downloads import downloaded
 from facetclip.files import writing
 from facetclip.images import BadImage, load, shrink, suffix, verdict
-from facetclip.index import SPLITS, Shard, key_of, write_parquet
+from facetclip.index import Shard, key_of, write_parquet
 from facetclip.schema import NOT_APPLICABLE, Schema
 
 PART_COLUMNS = pa.schema(
-    [("place", pa.int64()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
+    [
+        ("place", pa.int64()),
+        ("offset", pa.int64()),
+        ("length", pa.int32()),
+        ("checksum", pa.uint32()),
+        ("source", pa.uint64()),
+    ]
 )
 
 
@@ -41,12 +47,11 @@ class Slice:
     images_root: Path | None
     downloads: Path | None  # where images named by URL were fetched to; None refuses URLs
     resize: int | None
-    first: int  # place of the first row in the catalog
+    places: Sequence[int]  # of the rows in the catalog
     items: Sequence[str]
     products: Sequence[str]
     titles: Sequence[str | None] | None
     images: Sequence[str | bytes | None]
-    splits: np.ndarray
     labels: Mapping[str, np.ndarray]
 
 
@@ -90,19 +95,19 @@ class _Tar:
 
 def pack(rows: Slice) -> int:
     """Write the tar of one slice, then its part; the number of rows left out. With no good image there is no tar."""
-    found: list[tuple[int, int, int, int]] = []
+    found: list[tuple[int, int, int, int, int]] = []
     bad: list[tuple[int, str, str]] = []
     with writing(rows.tar) as out:
         tar = _Tar(out)
-        for number in range(len(rows.items)):
-            place = rows.first + number
+        for number, place in enumerate(rows.places):
+            source = source_of(rows.images_root, rows.images[number])  # before it is read: a later touch will show
             try:
                 image = read_image(rows, number)
             except BadImage as error:
                 bad.append((place, error.code, error.message))
                 continue
             offset = _add_sample(tar, rows, number, image)
-            found.append((place, offset, len(image), zlib.crc32(image)))
+            found.append((place, offset, len(image), zlib.crc32(image), source or 0))
         sha256 = tar.close()
     if not found:
         rows.tar.unlink()
@@ -130,7 +135,7 @@ def read_image(rows: Slice, number: int) -> bytes:
 
 
 def _add_sample(tar: _Tar, rows: Slice, number: int, image: bytes) -> int:
-    key = key_of(rows.first + number, rows.items[number])
+    key = key_of(rows.items[number])
     offset = tar.add(f"{key}.{suffix(image)}", image)
     tar.add(f"{key}.json", json.dumps(_facts(rows, number), ensure_ascii=False, sort_keys=True).encode())
     if rows.titles is not None:
@@ -150,13 +155,12 @@ def _facts(rows: Slice, number: int) -> dict[str, Any]:
     return {
         "item": rows.items[number],
         "product": rows.products[number],
-        "split": SPLITS[rows.splits[number]],
         "labels": labels,
         "not_applicable": [name for name in rows.schema.names if rows.labels[name][number] == NOT_APPLICABLE],
     }
 
 
-def _part_table(found: Sequence[tuple[int, int, int, int]]) -> pa.Table:
+def _part_table(found: Sequence[tuple[int, int, int, int, int]]) -> pa.Table:
     columns = list(zip(*found, strict=True)) or [()] * len(PART_COLUMNS)
     return pa.table(
         [pa.array(column, kind.type) for column, kind in zip(columns, PART_COLUMNS, strict=True)], PART_COLUMNS
@@ -195,35 +199,49 @@ def intact(folder: Path, shard: Shard | None) -> bool:
         return False
 
 
-def checksums(places: np.ndarray, checksum: np.ndarray) -> dict[int, int]:
-    """Place -> crc32 of the image that was packed for it."""
-    return dict(zip(places.tolist(), checksum.tolist(), strict=True))
+Packed = Mapping[int, tuple[int, int]]  # place -> checksum of the image that was packed for it, and its source
 
 
-def first_changed(rows: Slice, kept: Mapping[int, int], moment_ns: int) -> int | None:
-    """The first place whose image is another one now than the `kept` checksum says, or was left out and is good now.
+def packed(places: np.ndarray, checksum: np.ndarray, source: np.ndarray) -> Packed:
+    """What was packed for each of these places."""
+    return dict(zip(places.tolist(), zip(checksum.tolist(), source.tolist(), strict=True), strict=True))
 
-    Files not touched since `moment_ns` are taken as unchanged; those gone since are in the shard still.
+
+def first_changed(rows: Slice, kept: Packed) -> int | None:
+    """The first place whose image is another one now than what was packed, or was left out and is good now.
+
+    An image whose source was not touched is taken as unchanged; one that is gone is in the shard still.
     """
-    for number, image in enumerate(rows.images):
-        checksum = kept.get(rows.first + number)
-        if checksum is not None and not (isinstance(image, str) and _touched_ns(rows.images_root, image) > moment_ns):
+    for number, place in enumerate(rows.places):
+        checksum, source = kept.get(place, (None, None))
+        if checksum is not None and source_of(rows.images_root, rows.images[number]) in (None, source):
             continue
-        if _checksum_now(rows, number) != checksum:
-            return rows.first + number
+        if checksum_now(rows, number) != checksum:
+            return place
     return None
 
 
-def _checksum_now(rows: Slice, number: int) -> int | None:
+def checksum_now(rows: Slice, number: int) -> int | None:
+    """crc32 of the image of one row as it would be packed now; None where it cannot be used."""
     try:
         return zlib.crc32(read_image(rows, number))
     except BadImage:
         return None
 
 
-def _touched_ns(root: Path | None, reference: str) -> int:
-    """When the file was last written, renamed or linked; 0 when it is gone."""
-    try:
-        return os.stat(os.path.join(root or "", reference)).st_ctime_ns  # noqa: PTH116, PTH118 - once an image
-    except OSError:
-        return 0
+def source_of(root: Path | None, image: str | bytes | None) -> int | None:
+    """A number for what an image is packed from: bytes, a URL, or a file with its size and time; None where it is gone.
+
+    The same number as before means that nothing touched it (as `git` and `rsync` tell); another one, that it is to be
+    looked at. A URL stands for its content.
+    """
+    if isinstance(image, str) and not is_url(image):
+        try:
+            found = os.stat(os.path.join(root or "", image))  # noqa: PTH116, PTH118 - once an image
+        except (OSError, ValueError):
+            return None
+        image = f"{image}\0{found.st_size}\0{found.st_mtime_ns}"
+    if image is None:
+        return None
+    content = image if isinstance(image, bytes) else image.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
