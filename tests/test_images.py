@@ -54,6 +54,13 @@ def psnr(one, other):
     return 10 * np.log10(255**2 / max(1e-9, (difference**2).mean()))
 
 
+def turned_by(orientation):
+    """The EXIF data of a camera that was held so."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
 def grey16():
     return Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16))
 
@@ -141,6 +148,11 @@ GOOD = {
         photo(120, 90), "MPO", save_all=True, append_images=[Image.new("RGB", (120, 90))]
     ),
     "CMYK": coded(photo(120, 90).convert("CMYK")),
+    "grey": coded(photo(120, 90).convert("L"), quality=95),
+    "16-bit grey": coded(Image.fromarray(np.asarray(photo(120, 90).convert("L")).astype(np.uint16) * 257), "PNG"),
+    "palette with transparency": coded(photo(120, 90).quantize(255), "PNG", transparency=255),
+    "transparency": coded(photo(120, 90).convert("RGBA"), "PNG"),
+    "exif rotation": coded(photo(120, 90).transpose(Image.Transpose.ROTATE_90), quality=95, exif=turned_by(6)),
     "exif damaged": coded(photo(120, 90), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"),
 }
 
@@ -151,7 +163,7 @@ def test_a_good_image_of_any_kind_is_read_as_the_photo_it_shows(name):
     assert verdict(GOOD[name], decode=True) is None
     image = read_rgb(GOOD[name])
     assert (image.mode, image.size) == ("RGB", (120, 90))
-    assert psnr(image, photo(120, 90)) > 25
+    assert psnr(image, photo(120, 90).convert("L" if "grey" in name else "RGB").convert("RGB")) > 25
 
 
 def test_the_suffix_is_that_of_the_bytes():
@@ -193,8 +205,7 @@ def test_16_bit_grey_keeps_its_range():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied_also_when_decoded_at_a_part_of_the_size(orientation):
     upright = photo(640, 400)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif = turned_by(orientation)
     stored = {
         1: upright,
         2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),

@@ -89,6 +89,18 @@ def swapped(content: bytes) -> bytes:
     return packed(found)
 
 
+def interleaved(content: bytes) -> bytes:
+    """The photos first, then what is said of them."""
+    found = members(content)
+    return packed(sorted(found, key=lambda member: member[0].name.endswith(".json")))
+
+
+def without(content: bytes, place: int) -> bytes:
+    found = members(content)
+    del found[place]
+    return packed(found)
+
+
 def flipped(content: bytes, at: int) -> bytes:
     return content[:at] + bytes([content[at] ^ 0x20]) + content[at + 1 :]
 
@@ -109,6 +121,10 @@ BAD: dict[str, Callable[[bytes, int], bytes]] = {  # the tar, the offset of its 
     "a hard link": lambda tar, at: renamed(tar, "link.jpg", tarfile.LNKTYPE),
     "a key twice": lambda tar, at: renamed(tar, members(tar)[0][0].name),
     "samples exchanged": lambda tar, at: swapped(tar),
+    "samples interleaved": lambda tar, at: interleaved(tar),
+    "a photo lost": lambda tar, at: without(tar, 2),
+    "a named pipe": lambda tar, at: renamed(tar, "pipe.jpg", tarfile.FIFOTYPE),
+    "a folder in a photo's place": lambda tar, at: renamed(tar, "folder.jpg", tarfile.DIRTYPE),
     "not a tar": lambda tar, at: b"<html>" * (len(tar) // 6),
 }
 

@@ -1,7 +1,7 @@
 """The peers' environments, which the project itself never sees: `python -m benchmarks.data.peers --peers FOLDER`.
 
 `clip` holds open_clip, webdataset, datasets and transformers beside the torch that this project is tested with;
-`img2dataset` an environment of its own, since it wants older libraries.
+`decoders` what opens and resizes photos; `img2dataset` an environment of its own, since it wants older libraries.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "clip": ["torch", "torchvision", "open_clip_torch>=3.3", "webdataset", "datasets", "transformers", "pillow"],
+    "decoders": ["pillow", "simplejpeg", "opencv-python-headless", "pyvips[binary]", "kornia-rs", "torch", "numpy"],
     "img2dataset": ["img2dataset"],
 }
-TESTED = {"clip"}  # these take the versions of constraints.txt
+TESTED = {"clip", "decoders"}  # these take the versions of constraints.txt
 
 
 def interpreter(peers: Path, name: str) -> Path:
@@ -47,7 +48,7 @@ def versions(python: Path, packages: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Make both."""
+    """Make them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True)
     args = parser.parse_args()

@@ -351,7 +351,7 @@ def _examples(severity: str, code: str, problems: Sequence[Problem]) -> Iterator
     """How often a code was found, and the first rows."""
     yield f"{severity}: {code}: {len(problems)}"
     for found in problems[:EXAMPLES]:
-        place = f"row {found.row}, item {found.item!r}, " if found.row != WHOLE else ""
+        place = f"row {found.row}, item {found.item[:80]!r}, " if found.row != WHOLE else ""
         yield f"  {place}{found.column}: {found.message}"
     if len(problems) > EXAMPLES:
         yield f"  and {len(problems) - EXAMPLES} more"

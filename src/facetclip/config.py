@@ -40,7 +40,7 @@ def closest(name: str, known: Iterable[str]) -> str:
     "; did you mean 'steps'?"
     """
     folded = {word.casefold(): word for word in known}
-    near = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name[:200].casefold(), list(folded), n=1, cutoff=0.6)  # a megabyte takes seconds
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
