@@ -24,7 +24,7 @@ from benchmarks.measuring import environment, wall_seconds, write_result
 from benchmarks.probe import B32, shards_of
 from benchmarks.quality.catalogs import GARMENTS_SCHEMA
 
-from facetclip.batches import augment
+from facetclip.augmentation import augment
 from facetclip.config import RunConfig, validated
 from facetclip.interruption import listening
 from facetclip.launch import make_accelerator
@@ -84,8 +84,10 @@ class Bare:
         self.reader = load_model(str(run.model.start), trainer.index.schema, fit=run.model.fit).train()
         self.optimizer = build_optimizer(self.reader, run.optimizer)
         self.portions = [trainer.feed.portion(trainer.inputs, planned) for planned in trainer.feed.planned(0, STEPS)]
+        mean, std = self.reader.mean, self.reader.std
         self.batches = [
-            augment(portion.batch.inputs, torch.from_numpy(portion.draws), run.augment) for portion in self.portions
+            augment(portion.batch.inputs, torch.from_numpy(portion.draws), run.augment, mean, std)
+            for portion in self.portions
         ]
         self.clip = run.optimizer.clip_norm
         self.loss_of = trainer.feed.objective_at(0)

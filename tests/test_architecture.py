@@ -39,9 +39,22 @@ LAYERS = [
     {"zero", "claims", "indexing"},
     {"engine", "slices"},
     {"feed"},
-    {"scores", "sources", "validation", "batches", "model", "scratch", "tuning", "losses", "optimizers", "averaging"}
+    {
+        "scores",
+        "sources",
+        "validation",
+        "batches",
+        "augmentation",
+        "model",
+        "scratch",
+        "tuning",
+        "losses",
+        "optimizers",
+        "averaging",
+    }
     | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures", "agreement", "goodput"}
     | {
+        "augmentation",
         "photo_flags",
         "near_duplicates",
         "model_card",

@@ -7,8 +7,7 @@ import pytest
 import torch
 from small_shop import make_shards
 
-from facetclip.batches import PixelReader, ahead, augment, uniforms
-from facetclip.config import Augmentation
+from facetclip.batches import PixelReader, ahead, decoding_threads, uniforms
 
 
 def test_uniforms_are_even_and_depend_on_the_place_alone() -> None:
@@ -22,25 +21,6 @@ def test_uniforms_are_even_and_depend_on_the_place_alone() -> None:
     assert not np.array_equal(draws[:10], uniforms(4, np.arange(10), 5))
 
 
-def test_augmenting_nothing_changes_nothing() -> None:
-    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    off = Augmentation(flip=False, smallest_crop=1.0, brightness=0.0)
-    assert torch.allclose(augment(pixels, torch.rand(3, 5), off), pixels.float() / 255, atol=1e-5)
-
-
-def test_a_flip_mirrors_and_leaves_colours() -> None:
-    pixels = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
-    flipped = augment(pixels, torch.zeros(1, 5), Augmentation(flip=True, smallest_crop=1.0, brightness=0.0))
-    assert torch.allclose(flipped, pixels.flip(3).float() / 255, atol=1e-5)
-
-
-def test_a_crop_stays_inside_the_photo() -> None:
-    pixels = torch.full((64, 3, 12, 12), 200, dtype=torch.uint8)
-    draws = torch.from_numpy(uniforms(0, np.arange(64), 5))
-    cropped = augment(pixels, draws, Augmentation(smallest_crop=0.5, brightness=0.0))
-    assert torch.allclose(cropped, torch.full_like(cropped, 200 / 255), atol=1e-4)
-
-
 def test_cached_photos_are_the_photos(tmp_path: Path) -> None:
     index = make_shards(tmp_path, 20)
     rows = np.array([4, 2, 18, 4, 7])
@@ -50,6 +30,22 @@ def test_cached_photos_are_the_photos(tmp_path: Path) -> None:
     assert torch.equal(cached.pixels(rows), plain)
     batch = cached.batch(rows)
     assert np.array_equal(batch.labels.numpy(), index.label_matrix(rows))
+
+
+def test_photos_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    index = make_shards(tmp_path, 40)
+    rows = np.arange(40)[::-1]
+    one, many = (PixelReader(index, 24, "crop", threads=threads).pixels(rows) for threads in (1, 5))
+    assert torch.equal(one, many)
+
+
+def test_a_process_decodes_by_its_share_of_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(48)), raising=False)
+    shares = []
+    for processes in (1, 4, 48):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        shares.append(decoding_threads())
+    assert shares == [16, 12, 2]
 
 
 def test_portions_come_in_order_and_are_prepared_ahead() -> None:

@@ -88,3 +88,14 @@ def test_the_runs_that_ship_are_valid() -> None:
 def test_a_seed_that_no_generator_takes_is_refused(run_file: Path, seed: int) -> None:
     with pytest.raises(UserError, match=r"train\.seed"):
         read_run(run_file, [f"train.seed={seed}"])
+
+
+@pytest.mark.parametrize("setting", ["threads=0", "threads=many", "ahead=0", "ahead=65", "threads=257"])
+def test_a_loader_without_threads_or_with_hundreds_is_refused(run_file: Path, setting: str) -> None:
+    with pytest.raises(UserError, match=rf"loading\.{setting.partition('=')[0]}"):
+        read_run(run_file, [f"loading.{setting}"])
+
+
+def test_hues_cannot_be_changed_by_a_run_file(run_file: Path) -> None:
+    with pytest.raises(UserError, match="augment: unknown key 'hue'"):
+        read_run(run_file, ["augment.hue=0.1"])

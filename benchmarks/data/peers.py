@@ -1,7 +1,8 @@
 """The peers' environments, which the project itself never sees: `python -m benchmarks.data.peers --peers FOLDER`.
 
 `clip` holds open_clip, webdataset, datasets and transformers beside the torch that this project is tested with;
-`decoders` what opens and resizes photos; `img2dataset` an environment of its own, since it wants older libraries.
+`decoders` what opens and resizes photos; `streaming` and `img2dataset` have environments of their own, since they want
+older libraries.
 """
 
 import argparse
@@ -15,9 +16,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "clip": ["torch", "torchvision", "open_clip_torch>=3.3", "webdataset", "datasets", "transformers", "pillow"],
     "decoders": ["pillow", "simplejpeg", "opencv-python-headless", "pyvips[binary]", "kornia-rs", "torch", "numpy"],
+    "streaming": ["torch", "torchvision", "mosaicml-streaming", "pillow"],
     "img2dataset": ["img2dataset"],
 }
-TESTED = {"clip", "decoders"}  # these take the versions of constraints.txt
+# These take the versions of constraints.txt: all of them, or those of some packages.
+TESTED = {"clip": None, "decoders": None, "streaming": ("torch", "pillow")}
 
 
 def interpreter(peers: Path, name: str) -> Path:
@@ -26,10 +29,17 @@ def interpreter(peers: Path, name: str) -> Path:
     python, done = folder / "bin" / "python", folder / ".done"
     if not done.exists():
         venv.create(folder, with_pip=True)
-        pinned = ["-c", str(ROOT / "constraints.txt")] if name in TESTED else []
-        subprocess.run([python, "-m", "pip", "install", "-q", *pinned, *PACKAGES[name]], check=True)
+        pins = folder / "constraints.txt"
+        pins.write_text("\n".join(pinned(name)))
+        subprocess.run([python, "-m", "pip", "install", "-q", "-c", pins, *PACKAGES[name]], check=True)
         done.touch()
     return python
+
+
+def pinned(name: str) -> list[str]:
+    """The lines of constraints.txt that an environment goes by."""
+    lines, some = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(), TESTED.get(name, ())
+    return [line for line in lines if some is None or line.partition("==")[0] in some]
 
 
 def torchvision_operators() -> object:

@@ -49,13 +49,14 @@ class Runner:
 
 def ours(tar: Path) -> Pass:
     """What the trainer does: photos by offset, squares by threads, augmented and normalised as one batch."""
-    batches, squares = (importlib.import_module(f"facetclip.{name}") for name in ("batches", "squares"))
-    config, np, torch = (importlib.import_module(name) for name in ("facetclip.config", "numpy", "torch"))
+    names = ("batches", "squares", "augmentation", "config")
+    batches, squares, augmentation, config = (importlib.import_module(f"facetclip.{name}") for name in names)
+    np, torch = importlib.import_module("numpy"), importlib.import_module("torch")
     tarfile = importlib.import_module("tarfile")
     with tarfile.open(tar) as members:
         places = [(member.offset_data, member.size) for member in members]
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
-    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[None, :, None, None]
+    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711])[None, :, None, None]
     spec = config.Augmentation()
 
     def once() -> int:
@@ -63,9 +64,12 @@ def ours(tar: Path) -> Pass:
         with tar.open("rb") as file:
             for start in range(0, len(places), BATCH):
                 photos = [os.pread(file.fileno(), length, offset) for offset, length in places[start : start + BATCH]]
-                pixels = torch.from_numpy(np.stack([squares.square_planes(photo, SIZE, "crop") for photo in photos]))
+                pixels = np.empty((len(photos), SIZE, SIZE, 3), dtype=np.uint8)
+                for at, photo in enumerate(photos):
+                    pixels[at] = squares.square_planes(photo, SIZE, "crop").transpose(1, 2, 0)
+                planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
                 draws = torch.from_numpy(batches.uniforms(0, np.arange(start, start + len(photos)), 5))
-                done += len((batches.augment(pixels, draws, spec) - mean) / deviation)
+                done += len(augmentation.augment(planes, draws, spec, mean, deviation))
         return done
 
     return once

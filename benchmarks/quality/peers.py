@@ -14,8 +14,9 @@ import torch
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 
+from facetclip.augmentation import augment
 from facetclip.averaging import MovingAverage
-from facetclip.batches import PixelReader, ahead, augment, uniforms
+from facetclip.batches import PixelReader, ahead, uniforms
 from facetclip.calibration import fit_calibration, probabilities
 from facetclip.captions import captions_of
 from facetclip.config import Augmentation
@@ -85,7 +86,8 @@ def infonce(
                 step, peak=recipe.rate, final=0.0, warmup=recipe.steps // 10, steps=recipe.steps
             )
         draws = uniforms(recipe.seed, step * np.int64(recipe.batch) + np.arange(len(batch.rows)), 5)
-        photos = reader.embed_images(augment(batch.inputs, torch.from_numpy(draws), recipe.augmentation))
+        spec, draws = recipe.augmentation, torch.from_numpy(draws)
+        photos = reader.embed_images(augment(batch.inputs, draws, spec, reader.mean, reader.std))
         texts = reader.embed_texts(reader.tokenise(captions_of(index, batch.rows, "values", reader.schema)))
         optimizer.zero_grad()
         loss(photos, texts, reader.scale[0]).backward()

@@ -1,9 +1,10 @@
-"""From rows of the index to tensors: read by offset, decode, square; augment on the device.
+"""From rows of the index to tensors: read by offset, decode, square. They are augmented on the device.
 
-Decoding runs in threads, since Pillow releases the interpreter lock in it. Nothing here draws from a random generator:
-augmentation is a hash of (seed, place in the plan), so it depends on neither rank nor thread.
+Decoding runs in threads, since the decoder and torch release the interpreter lock. Nothing here draws from a random
+generator: augmentation is a hash of (seed, place in the plan), so it depends on neither rank nor thread.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,14 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from facetclip.config import Augmentation
 from facetclip.errors import UserError
 from facetclip.images import BadImage, Fit
 from facetclip.index import ShardIndex
 from facetclip.squares import square_planes
 
 AHEAD = 2  # batches prepared while one is worked on
+MOST_THREADS = 16
 CACHE_BYTES = 1 << 30
 Portion = TypeVar("Portion")
 Ready = TypeVar("Ready")
@@ -50,17 +50,29 @@ class Inputs(Protocol):
 
 
 class PixelReader:
-    """Reads photos as squares; keeps those of `cached` rows in memory when all of them fit `cache_bytes`."""
+    """Reads photos as squares; keeps those of `cached` rows in memory when all of them fit CACHE_BYTES.
+
+    `threads`: that decode, `decoding_threads()` where None. `pinned`: photos lie where a GPU can fetch them itself,
+    while the processor goes on.
+    """
 
     def __init__(
-        self, index: ShardIndex, size: int, fit: Fit, *, cached: np.ndarray | None = None, threads: int = 2
+        self,
+        index: ShardIndex,
+        size: int,
+        fit: Fit,
+        *,
+        cached: np.ndarray | None = None,
+        threads: int | None = None,
+        pinned: bool = False,
     ) -> None:
         self.index, self.size = index, size
         self.fit: Fit = fit
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._pinned = pinned
+        self._pool = ThreadPoolExecutor(threads or decoding_threads(), thread_name_prefix="decode")
         fits = cached is not None and len(cached) * size * size * 3 <= CACHE_BYTES
         self._cached = cached if fits and cached is not None else np.zeros(0, dtype=np.int64)
-        self._kept = np.zeros((len(self._cached), 3, size, size), dtype=np.uint8)
+        self._kept = np.zeros((len(self._cached), size, size, 3), dtype=np.uint8)
         self._known = np.zeros(len(self._cached), dtype=bool)
 
     def square(self, row: int) -> np.ndarray:
@@ -71,21 +83,28 @@ class PixelReader:
             raise UserError(f"{self.index.store}: item {self.index.item_id(row)!r}: {bad}") from bad
 
     def pixels(self, rows: np.ndarray) -> Tensor:
-        """Photos of `rows` as uint8 [n, 3, size, size]."""
+        """Photos of `rows` as uint8 [n, 3, size, size], the channels of a pixel side by side in memory."""
         places = np.searchsorted(self._cached, rows) if len(self._cached) else np.zeros(len(rows), dtype=np.int64)
         known = np.zeros(len(rows), dtype=bool)
         inside = places < len(self._cached)
         inside[inside] = self._cached[places[inside]] == rows[inside]
         known[inside] = self._known[places[inside]]
-        out = np.empty((len(rows), 3, self.size, self.size), dtype=np.uint8)
+        shape = (len(rows), self.size, self.size, 3)
+        out = np.empty(shape, np.uint8)
+        if self._pinned:
+            out = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
         out[known] = self._kept[places[known]]
         missing = np.flatnonzero(~known)
-        for at, square in zip(missing, self._pool.map(self.square, rows[missing]), strict=True):
-            out[at] = square
+
+        def put(at: int) -> None:
+            out[at] = self.square(rows[at]).transpose(1, 2, 0)
+
+        for _ in self._pool.map(put, missing.tolist()):
+            pass
         new = missing[inside[missing]]
         self._kept[places[new]] = out[new]
         self._known[places[new]] = True
-        return torch.from_numpy(out)
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
         """The same portions; shards that must be brought from elsewhere come ahead of them."""
@@ -98,6 +117,12 @@ class PixelReader:
     def batch(self, rows: np.ndarray) -> Batch:
         """Pixels and labels of `rows`."""
         return Batch(rows, self.pixels(rows), torch.from_numpy(self.index.label_matrix(rows)))
+
+
+def decoding_threads() -> int:
+    """How many threads of this process decode: its share of the processors that it may use."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(MOST_THREADS, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def ahead(prepare: Callable[[Portion], Ready], portions: Iterable[Portion], depth: int = AHEAD) -> Iterator[Ready]:
@@ -125,19 +150,3 @@ def uniforms(seed: int, places: np.ndarray, count: int) -> np.ndarray:
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
     return (mixed >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
-
-
-def augment(pixels: Tensor, draws: Tensor, spec: Augmentation) -> Tensor:
-    """uint8 [n, 3, s, s] -> floats in 0..1: cropped, flipped, lightened as `draws` [n, 5] say.
-
-    A crop keeps at least `smallest_crop` of each edge and is scaled back; brightness changes by up to its share.
-    """
-    side = 1 - (1 - spec.smallest_crop) * draws[:, 0]
-    mirror = torch.where(draws[:, 1] < 0.5, -1.0, 1.0) if spec.flip else torch.ones_like(side)
-    shift = (1 - side)[:, None] * (2 * draws[:, 2:4] - 1)
-    theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = side * mirror, side, shift
-    grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
-    cropped = functional.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    light = 1 + spec.brightness * (2 * draws[:, 4] - 1)
-    return cropped.mul_(light[:, None, None, None] / 255).clamp_(0, 1)

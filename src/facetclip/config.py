@@ -236,11 +236,27 @@ class Sampling(Strict):
 
 
 class Augmentation(Strict):
-    """What may change in a training photo without changing any attribute."""
+    """What may change in a training photo without changing any attribute; there is nothing that changes hues.
+
+    `flip`: mirror every second one; false where an attribute tells left from right. `smallest_crop`: the least of each
+    edge that is kept, 1 where an attribute may lie at the border. `brightness`: by how much of itself light changes; 0
+    where black, grey and white are values.
+    """
 
     flip: bool = True
     smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.8
     brightness: Fraction = 0.1
+
+
+class Loading(Strict):
+    """How photos are brought to a process; no number of the training depends on it.
+
+    `threads`: that decode (none: the process's share of the machine's processors, between 2 and 16). `ahead`: batches
+    that are ready while one is worked on.
+    """
+
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    ahead: Annotated[int, Field(ge=1, le=64)] = 2
 
 
 class Validation(Strict):
@@ -292,6 +308,7 @@ class RunConfig(Strict):
     optimizer: Optimizer = Optimizer()
     sampling: Sampling = Sampling()
     augment: Augmentation = Augmentation()
+    loading: Loading = Loading()
     validation: Validation = Validation()
     checkpoint: Checkpoints = Checkpoints()
     watch: Watch = Watch()

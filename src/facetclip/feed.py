@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facetclip.augmentation import DRAWS
 from facetclip.batches import Batch, Inputs, uniforms
 from facetclip.captions import captions_of
 from facetclip.config import RunConfig
@@ -24,7 +25,6 @@ from facetclip.schema import Attribute
 from facetclip.store import CachedShards
 
 MOST_DRAWS = 50_000  # that a loss is told from
-DRAWS = 5  # random numbers that augment one photo
 
 
 @dataclass(frozen=True)

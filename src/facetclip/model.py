@@ -186,9 +186,11 @@ class AttributeReader(nn.Module):
         return self
 
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Unit features [n, d] of pixels [n, 3, size, size]: uint8 in 0..255, or floats in 0..1."""
-        scaled = pixels.float().div(255) if pixels.dtype == torch.uint8 else pixels
-        features = self.clip.get_image_features(pixel_values=(scaled - self.mean) / self.std)
+        """Unit features [n, d] of pixels [n, 3, size, size]: uint8 in 0..255, or floats as `augment` gives them."""
+        if pixels.dtype == torch.uint8:
+            scaled = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+            pixels = scaled.div_(255).sub_(self.mean).div_(self.std)
+        features = self.clip.get_image_features(pixel_values=pixels)
         return nn.functional.normalize(features.pooler_output.float(), dim=-1)
 
     def embed_texts(self, ids: Tensor) -> Tensor:

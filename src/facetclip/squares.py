@@ -17,22 +17,29 @@ def square_planes(data: bytes, size: int, fit: Fit) -> np.ndarray:
 
 
 def to_square(pixels: np.ndarray, size: int, fit: Fit) -> np.ndarray:
-    """uint8 [height, width, 3] as uint8 [3, size, size]: `pad` shows all on white, `crop` the centre as CLIP does."""
+    """uint8 [height, width, 3] as uint8 [3, size, size]: `pad` shows all on white, `crop` the centre as CLIP does.
+
+    The channels of a pixel lie side by side in memory, as in a photo.
+    """
     height, width = pixels.shape[:2]
     short, long = min(width, height), max(width, height)
     if fit == "crop":
         side = int(size * long / short)
         rows, columns = (side, size) if width <= height else (size, side)
         top, left = (rows - size) // 2, (columns - size) // 2
-        return _resized(pixels, rows, columns)[:, top : top + size, left : left + size]
+        return _resized(pixels, rows, columns)[top : top + size, left : left + size].transpose(2, 0, 1)
     rows, columns = (max(1, round(edge * size / long)) for edge in (height, width))
-    square = np.full((3, size, size), 255, dtype=np.uint8)
+    square = np.full((size, size, 3), 255, dtype=np.uint8)
     top, left = (size - rows) // 2, (size - columns) // 2
-    square[:, top : top + rows, left : left + columns] = _resized(pixels, rows, columns)
-    return square
+    square[top : top + rows, left : left + columns] = _resized(pixels, rows, columns)
+    return square.transpose(2, 0, 1)
 
 
 def _resized(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Antialiased bicubic, uint8 [3, rows, columns]; the view's channels lie last, which is what torch is fast at."""
-    planes = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)[None]
-    return functional.interpolate(planes, (rows, columns), mode="bicubic", antialias=True)[0].numpy()
+    """Antialiased bicubic, uint8 [rows, columns, 3]. As a batch of one whose channels lie last: torch goes by the
+    strides, and a batch that is added to a turned photo has others, which takes twice as long."""
+    if pixels.shape[:2] == (rows, columns):
+        return pixels
+    planes = torch.from_numpy(np.require(pixels, requirements="W"))[None].permute(0, 3, 1, 2)
+    resized = functional.interpolate(planes, (rows, columns), mode="bicubic", antialias=True)[0]
+    return resized.permute(1, 2, 0).numpy()

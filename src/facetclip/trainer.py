@@ -22,15 +22,10 @@ from torch import Tensor
 from facetclip import faults
 from facetclip.agreement import Verdict, agree
 from facetclip.alarms import EARLIEST, collapse_alarm, mean_cosine
+from facetclip.augmentation import augment
 from facetclip.averaging import MovingAverage
-from facetclip.batches import Inputs, PixelReader, ahead, augment
-from facetclip.checkpoint import (
-    Checkpoint,
-    TrainState,
-    check_science,
-    load_checkpoint,
-    save_checkpoint,
-)
+from facetclip.batches import Inputs, PixelReader, ahead
+from facetclip.checkpoint import Checkpoint, TrainState, check_science, load_checkpoint, save_checkpoint
 from facetclip.collectives import gather_rows, gather_whole
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
@@ -111,7 +106,12 @@ class Trainer:
         """Photos, or where nothing changes them on their way through the image tower their features."""
         train, validation = training_rows(self.run, self.index), self.index.rows("validation")
         size, fit = self.reader.preprocessing.size, self.reader.preprocessing.fit
-        pixels = PixelReader(self.index, size, fit, cached=np.union1d(train, validation))
+        both, threads, gpu = (
+            np.union1d(train, validation),
+            self.run.loading.threads,
+            self.accelerator.device.type == "cuda",
+        )
+        pixels = PixelReader(self.index, size, fit, cached=both, threads=threads, pinned=gpu)
         if not (self.run.tuning.cache and self.run.tuning.mode in FROZEN_IMAGES):
             return pixels
         every = np.union1d(self.index.rows("train"), validation)  # so that runs on fewer labels share them
@@ -129,7 +129,7 @@ class Trainer:
             inputs = batch.inputs[part].to(device, non_blocking=True)
             if inputs.ndim == 4:
                 random = torch.from_numpy(portion.draws[part]).to(device)
-                inputs = augment(inputs, random, self.run.augment)
+                inputs = augment(inputs, random, self.run.augment, self.reader.mean, self.reader.std)
             ids = None if portion.caption_ids is None else portion.caption_ids.to(device)
             with self.engine.part(last=start == starts[-1]):
                 outputs: Outputs = self.model(inputs, ids)
@@ -237,7 +237,7 @@ class Trainer:
         run, last, log = self.run, self.steps, StepLog()
         self.goodput.begin()
         planned = self.inputs.coming(self.feed.planned(self.state.step, last), self.feed.rows_of)
-        portions = ahead(partial(self.feed.portion, self.inputs), planned)
+        portions = ahead(partial(self.feed.portion, self.inputs), planned, self.run.loading.ahead)
         while not self.patience_is_over:
             self.progress.beat(self.state.step)
             with self.goodput.spend("stall"):

@@ -1,0 +1,209 @@
+"""Resized shards to training batches: `python -m benchmarks.data.loading --photos DIR --peers DIR [--rounds 5]`.
+
+The same 256 pixel JPEGs to normalised float batches of 224 pixels on the processor: ours against open_clip's loader and
+transform, plain webdataset with Pillow, mosaicml-streaming on MDS, and `datasets` with transformers' image processor.
+Each runs in a process of its own, an epoch at a time. First every peer is tried with several numbers of workers (ours:
+of threads); then each goes with the number that took least processor time and the one that was fastest on the clock,
+in turn. Memory is the largest sum of PSS over a process and its workers (pages that several share count once), also
+of the DataLoaders with 8 workers.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data.loaders import tree
+from benchmarks.data.peers import ROOT, interpreter, versions
+from benchmarks.data.sharding import catalog
+from benchmarks.measuring import environment, interleaved, ratio, write_result
+
+RESULT = ROOT / "benchmarks" / "results" / "loading.json"
+ROWS, SHARD = 2048, 128
+WORKERS = {"ours": (1, 2, 4)}  # threads; of the peers:
+PEER_WORKERS = (0, 1, 2, 4)
+ENVIRONMENTS = {"open_clip": "clip", "webdataset": "clip", "streaming": "streaming", "datasets": "clip"}
+CROWD = 8  # workers of the DataLoader that memory is held against
+PEERS = ["open_clip_torch", "torchvision", "torch", "webdataset", "datasets", "transformers", "pillow"]
+SHARDING = """
+import sys
+from pathlib import Path
+from facetclip.catalog import read_catalog
+from facetclip.schema import Schema
+from facetclip.shards import ShardSpec, build_shards
+
+if __name__ == "__main__":
+    columns = {"item": "item", "product": "product", "image": "image", "title": "title"}
+    attributes = {"sleeve": {"column": "sleeve", "values": ["long", "short"]}}
+    schema = Schema.model_validate({"columns": columns, "attributes": attributes})
+    spec = ShardSpec(out=Path(sys.argv[2]), images=Path(sys.argv[3]), resize=256, samples_per_shard=int(sys.argv[4]))
+    build_shards(read_catalog(sys.argv[1]), schema, spec)
+"""
+
+
+class Loader:
+    """A contender, which goes through an epoch whenever it is asked."""
+
+    def __init__(self, python: Path, who: str, folder: Path, workers: int) -> None:
+        self.process = subprocess.Popen(
+            [str(python), "-m", "benchmarks.data.loaders", who, str(folder), str(workers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if not os.environ.get("SHOW") else None,
+            text=True,
+            env=surroundings(),
+        )
+
+    def epoch(self) -> dict[str, float]:
+        """`photos`, and the seconds `cpu` and `wall` that they took."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.process.args} ended with status {self.process.wait()}")
+        return json.loads(answer)
+
+    def each(self, what: str) -> float:
+        """Seconds for one photo; a peer may repeat some to fill its last batches."""
+        found = self.epoch()
+        return found[what] / found["photos"]
+
+    def close(self) -> None:
+        """End it and its workers."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def surroundings() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+
+def prepare(folder: Path, photos: Path, pythons: dict[str, Path]) -> None:
+    """The shards, and their photos once more in the formats of two peers."""
+    names = sorted(path.name for path in photos.glob("*.jpg"))
+    rows, shards = str(catalog(folder / "catalog.csv", names, "", ROWS)), str(folder / "shards")
+    asked = [[sys.executable, "-c", SHARDING, rows, shards, str(photos), str(SHARD)]]
+    asked += [
+        [str(pythons[who]), "-m", "benchmarks.data.loaders", "prepare", str(folder), kind]
+        for who, kind in (("streaming", "mds"), ("datasets", "arrow"))
+    ]
+    for command in asked:
+        subprocess.run(command, check=True, env=surroundings(), stdout=subprocess.DEVNULL)
+
+
+def tried(make: Callable[[str, int], Loader], who: str) -> dict[int, dict[str, float]]:
+    """Workers -> photos per second of processor time and of the clock, in the second epoch."""
+    found = {}
+    for workers in WORKERS.get(who, PEER_WORKERS):
+        loader = make(who, workers)
+        loader.epoch()
+        epoch = loader.epoch()
+        loader.close()
+        found[workers] = {f"per_{what}_second": round(epoch["photos"] / epoch[what], 1) for what in ("cpu", "wall")}
+    return found
+
+
+def side_by_side(make: Callable[[str, int], Loader], workers: dict[str, int], what: str, rounds: int) -> dict[str, Any]:
+    """All in turn, and open_clip a second time as the control."""
+    names = {who: who for who in workers} | {"open_clip again": "open_clip"}
+    loaders = {name: make(who, workers[who]) for name, who in names.items()}
+    taken = interleaved({name: (lambda it=loader: it.each(what)) for name, loader in loaders.items()}, rounds)
+    for loader in loaders.values():
+        loader.close()
+    return {
+        "workers": workers,
+        f"photos_per_{what}_second": {name: round(1 / statistics.median(each), 1) for name, each in taken.items()},
+        "ours_times_faster": {name: ratio(each, taken["ours"]) for name, each in taken.items() if name != "ours"},
+        "control_open_clip_against_itself": ratio(taken["open_clip"], taken["open_clip again"]),
+        f"{what}_milliseconds_a_photo": {name: [round(1000 * t, 4) for t in each] for name, each in taken.items()},
+    }
+
+
+def pss(process: int) -> int:
+    """Bytes of a process, of shared pages its share."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+
+
+def peak_megabytes(loader: Loader, epochs: int = 2) -> float:
+    """The most that a loader and its workers hold while it goes through epochs."""
+    most, done = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        while not done.wait(0.05):
+            most = max(most, sum(map(pss, tree(loader.process.pid))))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(epochs):
+        loader.epoch()
+    done.set()
+    thread.join()
+    loader.close()
+    return round(most / 1e6, 1)
+
+
+def main() -> None:
+    """Measure, print, and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="a folder of .jpg files")
+    parser.add_argument("--peers", type=Path, required=True, help="where the peers' environments are or shall be")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    pythons = {"ours": Path(sys.executable)}
+    pythons |= {who: interpreter(args.peers, name) for who, name in ENVIRONMENTS.items()}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(folder, args.photos, pythons)
+
+        def make(who: str, workers: int) -> Loader:
+            return Loader(pythons[who], who, folder, workers)
+
+        trials = {who: tried(make, who) for who in pythons}
+        best = {
+            what: {who: max(found, key=lambda n: found[n][f"per_{what}_second"]) for who, found in trials.items()}
+            for what in ("cpu", "wall")
+        }
+        result: dict[str, Any] = {
+            "photos": ROWS,
+            "rounds": args.rounds,
+            "trials": trials,
+            "processor": side_by_side(make, best["cpu"], "cpu", args.rounds),
+            "clock": side_by_side(make, best["wall"], "wall", args.rounds),
+            "peak_megabytes": {
+                "at_least_processor_time": {who: peak_megabytes(make(who, n)) for who, n in best["cpu"].items()},
+                "fastest": {who: peak_megabytes(make(who, n)) for who, n in best["wall"].items()},
+                f"{CROWD}_workers": {who: peak_megabytes(make(who, CROWD)) for who in ENVIRONMENTS},
+            },
+        }
+    result["seconds"] = round(time.monotonic() - start)
+    result["environment"] = environment(["pillow", "simplejpeg", "numpy", "torch"])
+    result["peers"] = versions(pythons["open_clip"], PEERS) | versions(pythons["streaming"], ["mosaicml-streaming"])
+    write_result(args.out, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
