@@ -26,11 +26,11 @@ from facetclip.index import INDEX_NAME, ShardIndex, open_index
 from facetclip.learning_curve import spread
 from facetclip.metrics import listed_values, macro_f1, read_values
 from facetclip.render import RenderSpec, render_catalog
-from facetclip.report import text_table
 from facetclip.schema import Schema, read_schema
 from facetclip.scores import score_rows
 from facetclip.shards import ShardSpec, build_shards
 from facetclip.suggestions import Suggestion, read_suggestions
+from facetclip.tables import text_table
 
 ITEMS, MISSING, WRONG = 6_000, 0.2, 0.03
 RESULT = Path(__file__).parent / "results" / "audit.json"

@@ -29,10 +29,10 @@ from facetclip.launch import make_accelerator
 from facetclip.metrics import listed_values
 from facetclip.model import AttributeReader, load_model
 from facetclip.render import RenderSpec, render_catalog
-from facetclip.report import text_table
 from facetclip.runs import fit
 from facetclip.schema import read_schema, spans
 from facetclip.shards import ShardSpec, build_shards
+from facetclip.tables import text_table
 from facetclip.trainer import Trainer
 from facetclip.validation import logits_of
 

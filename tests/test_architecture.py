@@ -39,20 +39,9 @@ LAYERS = [
     {"zero", "claims", "indexing"},
     {"engine", "slices"},
     {"feed"},
-    {
-        "scores",
-        "sources",
-        "validation",
-        "batches",
-        "augmentation",
-        "model",
-        "scratch",
-        "tuning",
-        "losses",
-        "optimizers",
-        "averaging",
-    }
-    | {"checkpoint", "collectives", "captions", "tracking", "report", "study_pictures", "agreement", "goodput"}
+    {"scores", "sources", "validation", "batches", "model", "scratch", "tuning", "losses", "optimizers", "averaging"}
+    | {"checkpoint", "collectives", "captions", "tracking", "agreement", "goodput"}
+    | {"report", "report_page", "report_pictures", "study_pictures", "findings", "slicing", "mistakes"}
     | {
         "augmentation",
         "photo_flags",
@@ -79,13 +68,14 @@ LAYERS = [
     {"colours", "letters", "store"},
     {"cache", "remote"},
     {"intervals"},
+    {"coverage"},
+    {"abstention"},
     {
         "splits",
         "sampling",
         "windows",
         "metrics",
         "calibration",
-        "abstention",
         "probing",
         "learning_curve",
         "schedule",
@@ -98,7 +88,7 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"fetching"},
-    {"files", "faults", "page", "addresses", "portions"},
+    {"files", "faults", "page", "addresses", "portions", "tables"},
     {"errors", "__init__"},
 ]
 OWNERS = {
@@ -130,7 +120,7 @@ OWNERS = {
     "tokenizers": {"scratch"},
     "PIL": {"images", "pictures", "colours", "drawing", "vessels", "garments", "render"},
     "simplejpeg": {"images"},
-    "matplotlib": {"report", "study_pictures"},
+    "matplotlib": {"report_pictures", "study_pictures"},
     "jinja2": {"page"},
     "rapidfuzz": {"infer"},
     "sklearn": {"probing"},

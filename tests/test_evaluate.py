@@ -7,7 +7,7 @@ import pytest
 from small_shop import SCHEMA, make_reader, make_shards
 
 from facetclip.errors import UserError
-from facetclip.evaluate import evaluate, evaluate_reader
+from facetclip.evaluate import Beside, evaluate, evaluate_reader
 from facetclip.index import ShardIndex
 from facetclip.metrics import measure_attribute
 from facetclip.model import load_model, save_model
@@ -51,15 +51,15 @@ def test_a_report_holds_the_model_and_the_start_that_it_names(tmp_path, index, s
     assert report.zero_shot is not None
     assert report.zero_shot.source == start
     assert report.zero_shot.digest == reader_digest(load_model(start))
-    assert report.zero_shot == evaluate_reader(load_model(start), index, "test", source=start).model
+    assert report.zero_shot == evaluate_reader(load_model(start), index, "test", source=start)[0].model
     stored = (tmp_path / "report" / "report.json").read_text()
     assert EvalReport.from_json(stored) == report
-    assert json.loads(stored)["model"]["mean"]["macro_f1"] == report.model.mean.macro_f1
+    assert json.loads(stored)["model"]["mean"]["macro_f1"]["value"] == report.model.mean["macro_f1"].value
 
 
 def test_what_is_measured_is_what_score_rows_gives(index):
     reader, rows = make_reader(), index.rows("test")
-    report = evaluate_reader(reader, index, "test")
+    report, _ = evaluate_reader(reader, index, "test")
     scores = score_rows(reader, index, rows)
     sleeveless = scores.predicted()["category"] == 1  # pants, by what is read and not by what is labelled
     for name, attribute in SCHEMA.attributes.items():
@@ -74,7 +74,7 @@ def test_not_applicable_is_found_by_the_rules_on_what_is_read_alone(tmp_path):
         for name, labels in (("told", {}), ("silent", {"category": np.full(22, UNLABELLED)}))
     )
     reader = make_reader()
-    by_index = [evaluate_reader(reader, index, "test").model.attributes["sleeve"] for index in (told, silent)]
+    by_index = [evaluate_reader(reader, index, "test")[0].model.attributes["sleeve"] for index in (told, silent)]
     absent = told.labels["sleeve"][told.rows("test")] == NOT_APPLICABLE
     found = by_index[0].not_applicable
     assert found is not None
@@ -83,7 +83,7 @@ def test_not_applicable_is_found_by_the_rules_on_what_is_read_alone(tmp_path):
 
 
 def test_attributes_without_a_rule_have_no_detection(index):
-    attributes = evaluate_reader(make_reader(), index, "test").model.attributes
+    attributes = evaluate_reader(make_reader(), index, "test")[0].model.attributes
     assert attributes["category"].not_applicable is None
     assert attributes["colour"].not_applicable is None
     assert attributes["colour"].exact_match is not None
@@ -119,18 +119,18 @@ def test_a_start_that_is_gone_is_said_and_stops_nothing(tmp_path, index):
 
 def test_the_comparison_can_be_named_or_left_out(tmp_path, index, start):
     model = fine_tuned(tmp_path / "model", str(tmp_path / "gone"))
-    named = evaluate(model, index.folder, "test", tmp_path / "report", zero_shot=start)
+    named = evaluate(model, index.folder, "test", tmp_path / "report", beside=Beside(zero_shot=start))
     assert named.zero_shot is not None
     assert named.zero_shot.source == start
-    alone = evaluate(model, index.folder, "test", tmp_path / "report", zero_shot="none")
+    alone = evaluate(model, index.folder, "test", tmp_path / "report", beside=Beside(zero_shot="none"))
     assert (alone.zero_shot, alone.note) == (None, None)
     with pytest.raises(UserError, match="gone"):
-        evaluate(model, index.folder, "test", tmp_path / "report", zero_shot=str(tmp_path / "gone"))
+        evaluate(model, index.folder, "test", tmp_path / "report", beside=Beside(zero_shot=str(tmp_path / "gone")))
 
 
 def test_an_attribute_without_labels_in_the_split_is_named_not_measured(tmp_path):
     index = make_shards(tmp_path / "shards", labels={"sleeve": np.full(22, UNLABELLED)})
-    report = evaluate_reader(make_reader(), index, "test")
+    report, _ = evaluate_reader(make_reader(), index, "test")
     assert report.unmeasured == ("sleeve",)
     assert list(report.model.attributes) == ["category", "colour"]
 

@@ -25,7 +25,7 @@ from facetclip.learning_curve import (
     rounded_up,
     spread,
 )
-from facetclip.report import text_table
+from facetclip.tables import text_table
 
 SIZES = (10, 20, 40, 60, 100, 200, 437)
 

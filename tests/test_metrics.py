@@ -184,7 +184,7 @@ def test_the_calibration_error_is_that_of_the_value_read():
 @given(rows=st.lists(st.tuples(st.integers(-2, 3), st.booleans()), min_size=1, max_size=40))
 def test_not_applicable_is_scored_against_labels_as_scikit_learn_would(rows):
     labels, excluded = np.array([label for label, _ in rows]), np.array([each for _, each in rows])
-    found = measure_detection(labels, excluded)
+    found = measure_detection(attribute(2), labels, excluded)
     if not (labels == NOT_APPLICABLE).any():
         assert found is None
         return

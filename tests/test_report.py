@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -7,21 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facetclip.abstention import Cutoff
+from facetclip.findings import Answered, Questions, readings
+from facetclip.intervals import Estimate
 from facetclip.metrics import AttributeMetrics, measure_attribute
-from facetclip.report import (
+from facetclip.model import ModelCard
+from facetclip.report import EvalReport, Mistake, Slice, comparison_tables, summary_table
+from facetclip.report_page import render_page, write_report
+from facetclip.report_pictures import (
     MOST_DRAWN,
-    EvalReport,
     draw_confusion,
     draw_reliability,
     draw_summary,
     drawn_confusion,
-    reading,
-    render_page,
-    summary_table,
-    text_table,
-    write_report,
 )
-from facetclip.schema import Attribute
+from facetclip.schema import Attribute, Schema
+from facetclip.scores import Scores
+from facetclip.tables import text_table
 
 HOSTILE = '<script>alert("x")</script>'
 
@@ -39,17 +42,46 @@ def measured(values: list[str], *, seed: int = 0, items: int = 60, skill: float 
     return found
 
 
-def make_report(*, zero_shot: bool = True, values: list[str] | None = None) -> EvalReport:
-    values = values or ["one", "two", "none"]
-    start = {"handle": measured(values, skill=0.3), "lid": measured(["yes", "no"], seed=1, skill=0.3)}
-    model = {"handle": measured(values), "lid": measured(["yes", "no"], seed=1)}
+def answered(schema: Schema, labels: dict[str, np.ndarray], *, skill: float, source: str) -> Answered:
+    """A model that knows the labels a little; its cut-offs are those of a training."""
+    draw, probabilities = np.random.default_rng(1), {}
+    for name, truth in labels.items():
+        logits = draw.normal(size=(len(truth), len(schema.attributes[name].values)))
+        logits[np.arange(len(truth)), np.maximum(truth, 0)] += skill
+        powers = np.exp(logits)
+        probabilities[name] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    card = ModelCard(cutoffs={"lid": (Cutoff(0.9, 0.6), Cutoff(0.95, 0.999999))})
+    rows = np.arange(len(next(iter(labels.values()))))
+    return Answered(source, source[0] * 64, card, Scores(rows, [f"i{row}" for row in rows], schema, probabilities, {}))
+
+
+def make_report(*, zero_shot: bool = True, rival: bool = False, values: list[str] | None = None) -> EvalReport:
+    kinds = {"handle": values or ["one", "two", "none"], "lid": ["yes", "no"], "capacity": ["1 l", "2 l"]}
+    attributes = {name: Attribute(column=name, values=tuple(each)) for name, each in kinds.items()}
+    schema = Schema(columns={"item": "i", "product": "p", "image": "f"}, attributes=attributes)  # pyright: ignore[reportArgumentType] - pydantic reads it
+    draw = np.random.default_rng(0)
+    labels = {name: draw.integers(0, len(each), 60) for name, each in kinds.items()} | {"capacity": np.full(60, -1)}
+    asked = Questions(schema, labels, np.arange(60) // 2)
+    skills = {"runs/demo/model": 2.0} | ({"starter": 0.3} if zero_shot else {}) | ({"champion": 1.0} if rival else {})
+    models = [answered(schema, labels, skill=skill, source=source) for source, skill in skills.items()]
+    (model, *others), more = readings(asked, models)
+    beside = dict(zip([part for part, there in (("zero", zero_shot), ("rival", rival)) if there], others, strict=True))
+    over = dict(zip(beside, more, strict=True))
+    word = (values or ["plain"])[0]
+    cut = Slice(word, 4, 1, True, {"accuracy": Estimate(1, 1, 1)}, {"lid": 1.0})
+    shown = {key: Estimate(0.5, 0.25, 0.75) for key in ("accuracy", "macro_f1", "exact_match", "ece")}
     return EvalReport(
         split="test",
         items=60,
-        products=31,
+        products=30,
         data_digest="d" * 64,
-        model=reading("runs/demo/model", "m" * 64, model),
-        zero_shot=reading("starter", "z" * 64, start) if zero_shot else None,
+        model=model,
+        zero_shot=beside.get("zero"),
+        rival=beside.get("rival"),
+        over_zero_shot=over.get("zero"),
+        over_rival=over.get("rival"),
+        slices={word: (replace(cut, numbers=shown), Slice("silent", 2, 2, True, {}, {}))},
+        mistakes={"lid": (Mistake(7, word, "P", word, word, word, 0.9, 0.1),)},
         unmeasured=("capacity",),
     )
 
@@ -74,12 +106,17 @@ def test_a_report_survives_the_journey_through_json(zero_shot):
     assert EvalReport.from_json(report.to_json()) == report
 
 
-def test_the_mean_is_over_attributes():
-    report = make_report()
-    f1 = [measured.macro_f1 for measured in report.model.attributes.values()]
-    assert report.model.mean.macro_f1 == pytest.approx(np.mean(f1))
-    assert report.numbers()["mean/macro_f1"] == pytest.approx(np.mean(f1))
-    assert report.numbers()["lid/accuracy"] == report.model.attributes["lid"].accuracy
+def test_a_tracker_gets_every_number_with_its_interval_and_the_differences():
+    report = make_report(rival=True)
+    numbers, f1 = report.numbers(), [each.macro_f1 for each in report.model.attributes.values()]
+    assert numbers["mean/macro_f1"] == pytest.approx(np.mean(f1))
+    assert numbers["lid/accuracy"] == report.model.attributes["lid"].accuracy
+    assert numbers["mean/macro_f1_low"] < numbers["mean/macro_f1"] < numbers["mean/macro_f1_high"]
+    assert report.rival is not None
+    behind = report.rival.attributes["lid"].accuracy
+    assert numbers["over_rival/lid/accuracy"] == pytest.approx(numbers["lid/accuracy"] - behind)
+    assert {"mean/exact_match", "over_zero_shot/mean/exact_match_low", "handle/coverage_95_high"} <= set(numbers)
+    assert all(np.isfinite(number) for number in numbers.values())
 
 
 def test_the_confusion_matrix_is_drawn_most_frequent_value_first_and_loses_no_item():
@@ -133,12 +170,13 @@ def test_the_summary_picture_draws_with_and_without_zero_shot():
 
 
 def test_the_page_needs_nothing_beside_it_and_escapes_every_word():
-    report = make_report(values=[HOSTILE, "two", "none"])
-    page = render_page(report)
+    report = make_report(values=[HOSTILE, "two", "none"], rival=True)
+    page = render_page(report, {7: "AAAA"})
     assert HOSTILE not in page
-    assert "&lt;script&gt;" in page
+    assert page.count("&lt;script&gt;") > 10
     found = Page(page)
-    assert found.links == []
+    assert {link.partition(",")[0] for link in found.links if link[0] != "#"} == {"data:image/jpeg;base64"}
+    assert "default-src 'none'; img-src data:" in page
     assert "script" not in found.tags
     assert "url(" not in page
     assert "prefers-color-scheme: dark" in page
@@ -148,15 +186,18 @@ def test_the_page_needs_nothing_beside_it_and_escapes_every_word():
 @pytest.mark.parametrize("zero_shot", [True, False])
 def test_the_page_shows_the_numbers_of_the_report(zero_shot):
     report = make_report(zero_shot=zero_shot)
-    text = re.sub(r"<[^>]+>", " ", render_page(report))
-    for number in (report.model.mean.macro_f1, report.model.attributes["handle"].accuracy):
-        assert f"{number:.3f}" in text
+    text = re.sub(r"<style>.*</style>|<[^>]+>", " ", render_page(report, {}), flags=re.DOTALL)
+    for each in (report.model.mean["macro_f1"], report.model.estimates["handle"]["coverage_95"]):
+        assert f"{each.value:.3f}" in text
+        assert f"{each.low:.3f} to {each.high:.3f}" in text
+    assert ("More than zero-shot" in text) is zero_shot
+    assert "no picture" in text
     assert ("zero-shot" in text) is zero_shot
     assert "capacity" in text
 
 
 def test_the_folder_holds_json_page_and_one_picture_an_attribute(tmp_path: Path):
-    write_report(make_report(), tmp_path / "out")
+    write_report(make_report(), tmp_path / "out", {})
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     pictures = [f"{kind}_{name}.png" for kind in ("confusion", "reliability") for name in ("handle", "lid")]
     assert names == sorted([*pictures, "index.html", "report.json", "summary.png"])
@@ -164,8 +205,9 @@ def test_the_folder_holds_json_page_and_one_picture_an_attribute(tmp_path: Path)
 
 def test_an_attribute_named_like_a_path_stays_in_the_folder(tmp_path: Path):
     report = make_report(zero_shot=False)
-    report.model.attributes["../up/it"] = report.model.attributes["lid"]
-    write_report(report, tmp_path / "out")
+    for part in (report.model.attributes, report.model.estimates, report.model.curves):
+        part["../up/it"] = part["lid"]  # type: ignore[assignment] - the same key of each
+    write_report(report, tmp_path / "out", {})
     assert {path.parent for path in tmp_path.rglob("*.png")} == {tmp_path / "out"}
 
 
@@ -175,6 +217,15 @@ def test_the_terminal_table_sets_zero_shot_beside_the_model():
     assert [line.split()[0] for line in lines[2:]] == ["handle", "lid", "mean"]
     assert len({len(line) for line in lines}) == 1
     assert "zero-shot" not in summary_table(make_report(zero_shot=False))
+
+
+def test_the_terminal_says_what_the_model_has_more_than_each_other():
+    report = make_report(rival=True)
+    assert report.over_rival is not None
+    text = comparison_tables(report)
+    assert "more than zero-shot (starter):" in text
+    assert f"{report.over_rival.mean['macro_f1'].low:+.4f}" in text.partition("rival (champion):")[2]
+    assert comparison_tables(make_report(zero_shot=False)) == ""
 
 
 def test_wide_letters_take_two_columns_of_a_table():

@@ -21,7 +21,7 @@ from benchmarks.quality.catalogs import FOLDS, ITEMS, Material, garments, luma
 from facetclip.calibration import ReliabilityBin
 from facetclip.learning_curve import spread
 from facetclip.metrics import measure_attribute, tail_f1
-from facetclip.report import text_table
+from facetclip.tables import text_table
 from facetclip.workers import each as each_of
 
 RESULTS = Path(__file__).parents[1] / "results"

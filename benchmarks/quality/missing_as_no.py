@@ -28,8 +28,8 @@ from benchmarks.quality.compare import BATCH, PACKAGES, PASSES, RATES, RESULTS
 
 from facetclip.learning_curve import spread
 from facetclip.metrics import listed_values, macro_f1, read_values
-from facetclip.report import text_table
 from facetclip.schema import spans
+from facetclip.tables import text_table
 from facetclip.trainer import Trainer
 
 MISSING = 0.5

@@ -71,6 +71,17 @@ def fused(read: np.ndarray, products: np.ndarray, *, multi_valued: bool) -> np.n
     return (yes / whole)[place]
 
 
+def shipped_answers(
+    attribute: Attribute, probabilities: np.ndarray, calibration: Calibration, products: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`answers` of `probabilities` [n, values] as the gaps of a catalog are filled with them: by what the photo shows,
+    and with `products` [n] by all photos of a product together."""
+    read = without_noise(probabilities, calibration, multi_valued=attribute.multi_valued)
+    if products is not None:
+        read = fused(read, products, multi_valued=attribute.multi_valued)
+    return answers(attribute, read)
+
+
 def of_product(labels: np.ndarray, products: np.ndarray) -> bool:
     """Whether an attribute with `labels` [n] is a matter of the product [n], not of the single photo."""
     known = labels >= 0

@@ -8,7 +8,7 @@ from facetclip.audit import FLAGS, FOLDS, MOST, AuditSpec, audit
 from facetclip.config import read_run
 from facetclip.label_next import label_next
 from facetclip.registry import resolve_model
-from facetclip.report import text_table
+from facetclip.tables import text_table
 
 
 def add_audit(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,21 @@ class Catalog:
         if name not in self.table.column_names:
             raise UserError(f"{self.name}: no column {name!r}{closest(name, self.table.column_names)}")
         return self.table.column(name).to_pylist()
+
+    def cells(self, name: str, item_column: str, items: Sequence[str]) -> list[str]:
+        """What column `name` says of each of `items`, by their ids in `item_column`; empty where it says nothing.
+
+        UserError where a column is missing or no text, or an item is not in the catalog.
+        """
+        ids, cells = self.column(item_column), self.column(name)
+        if not pa.types.is_string(kind := self.table.schema.field(name).type):
+            raise UserError(f"{self.name}: column {name!r} is not text but {kind}")
+        place = {item: row for row, item in enumerate(ids)}
+        if strange := next((item for item in items if item not in place), None):
+            raise UserError(
+                f"{self.name}: has no item {strange!r}, which the shards hold; give the catalog of the shards"
+            )
+        return [(cells[place[item]] or "").strip() for item in items]
 
     def row_number(self, place: int) -> int:
         """The number that a person sees beside the record at `place` (from 0)."""

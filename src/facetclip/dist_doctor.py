@@ -16,7 +16,7 @@ import torch
 from facetclip.collectives import gather_objects, sum_over_processes
 from facetclip.doctor import Finding
 from facetclip.launch import make_accelerator
-from facetclip.report import text_table
+from facetclip.tables import text_table
 
 PACKAGES = ("torch", "accelerate", "transformers", "facetclip")
 MOST_SKEW = 1.0  # seconds between two machines' clocks

@@ -1,41 +1,72 @@
 """`facetclip evaluate`: how right a model is on a split, beside the zero-shot model that it started from."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from facetclip.errors import UserError
+from facetclip.findings import Answered, Questions, readings, tallies
 from facetclip.index import ShardIndex, open_index
-from facetclip.intervals import Tally, tally
-from facetclip.metrics import measure_attribute
+from facetclip.mistakes import thumbnails, worst_mistakes
 from facetclip.model import AttributeReader, load_model
 from facetclip.policy import Examined
-from facetclip.report import EvalReport, Reading, reading, write_report
-from facetclip.schema import UNLABELLED, Schema
-from facetclip.scores import Scores, not_applicable, reader_digest, reader_for, score_rows
+from facetclip.report import EvalReport
+from facetclip.report_page import write_report
+from facetclip.scores import Scores, reader_digest, reader_for, score_rows
+from facetclip.slicing import columns_of, slices
 
 EVERYTHING = "all"  # of the shards that a model was never trained on
 NOTHING = "none"  # as `zero_shot`: compare with nothing
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a model is measured beside. `zero_shot`: by default the start that its folder names, and where that cannot
+    be loaded the report says so; `none` for nothing. `rival`: another model of the same attributes."""
+
+    zero_shot: str | None = None
+    rival: str | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """By which `columns` the items are sliced: of the file `catalog`, or of the index."""
+
+    columns: Sequence[str] = ()
+    catalog: str | None = None
+
+
 def evaluate(
-    model: str, shards: Path | str | ShardIndex, split: str, out: Path, *, zero_shot: str | None = None
+    model: str,
+    shards: Path | str | ShardIndex,
+    split: str,
+    out: Path,
+    *,
+    beside: Beside = Beside(),
+    cut: Cut = Cut(),
 ) -> EvalReport:
     """Measure `model` (a folder, a hub id, `starter`) on `split`; write report.json, pictures and index.html to `out`.
 
-    `zero_shot`: the model to stand beside it; by default the start that the model's folder names, and where that cannot
-    be loaded the report says so; `none` compares with nothing. UserError when the split holds no label at all.
+    UserError when the split holds no label at all.
     """
     index = shards if isinstance(shards, ShardIndex) else open_index(shards)
-    if not len(index.rows(split)):
-        raise UserError(f"{index.store}: the {split} split is empty; nothing can be measured")
+    rows = _rows_of(index, split)
+    cells = columns_of(index, rows, cut.columns, cut.catalog)
     reader = _on_device(reader_for(model, index.schema))
-    start, note = _start(reader, index, zero_shot)
-    report = evaluate_reader(reader, index, split, source=model, start=start, note=note)
-    write_report(report, out)
+    start, note = _start(reader, index, beside.zero_shot)
+    rival = None if beside.rival is None else (beside.rival, _on_device(reader_for(beside.rival, index.schema)))
+    report, scores = evaluate_reader(reader, index, split, source=model, start=start, rival=rival)
+    report = replace(
+        report,
+        slices=slices(Questions.of(index, scores.rows), scores, cells),
+        mistakes=worst_mistakes(index, scores),
+        note=note,
+    )
+    photos = thumbnails(index, (each.row for mistakes in report.mistakes.values() for each in mistakes))
+    write_report(report, out, photos)
     return report
 
 
@@ -55,22 +86,17 @@ def examiner(shards: Path | str, split: str, kept: Path | str | None = None) -> 
 
 
 def _examined(reader: AttributeReader, index: ShardIndex, split: str) -> Examined:
+    rows = _rows_of(index, split)
+    found = tallies(Questions.of(index, rows), score_rows(reader, index, rows))
+    missing = tuple(name for name in index.schema.names if name not in found)
+    return Examined(reader_digest(reader), split, len(rows), index.digest, found, missing)
+
+
+def _rows_of(index: ShardIndex, split: str) -> np.ndarray:
     rows = np.arange(len(index)) if split == EVERYTHING else index.rows(split)
     if not len(rows):
         raise UserError(f"{index.store}: the {split} split is empty; nothing can be measured")
-    tallies = _tallies(index, score_rows(reader, index, rows))
-    missing = tuple(name for name in index.schema.names if name not in tallies)
-    return Examined(reader_digest(reader), split, len(rows), index.digest, tallies, missing)
-
-
-def _tallies(index: ShardIndex, scores: Scores) -> dict[str, Tally]:
-    """Attribute -> what its answers sum up to, of those that the rows label."""
-    products, found = index.products[scores.rows], {}
-    for name, attribute in index.schema.attributes.items():
-        each = tally(attribute, index.labels[name][scores.rows], scores.probabilities[name], products)
-        if each is not None:
-            found[name] = each
-    return found
+    return rows
 
 
 def evaluate_reader(
@@ -80,46 +106,34 @@ def evaluate_reader(
     *,
     source: str = "model",
     start: tuple[str, AttributeReader] | None = None,
-    note: str | None = None,
-) -> EvalReport:
-    """The report on a loaded reader, without files; `start`: name and reader of what stands beside it."""
+    rival: tuple[str, AttributeReader] | None = None,
+) -> tuple[EvalReport, Scores]:
+    """The report on a loaded reader, without files, and its answers; `start`, `rival`: name and reader of what stands
+    beside it."""
     rows = index.rows(split)
-    model = _read(source, reader, index, split)
-    return EvalReport(
+    asked = Questions.of(index, rows)
+    if not any((each >= 0).any() for each in asked.labels.values()):
+        raise UserError(f"{index.store}: the {split} split holds no label; nothing can be measured")
+    others = {part: each for part, each in (("zero_shot", start), ("rival", rival)) if each is not None}
+    answered = [
+        Answered(name, reader_digest(each), each.card, score_rows(each, index, rows))
+        for name, each in ((source, reader), *others.values())
+    ]
+    (model, *read), differences = readings(asked, answered)
+    beside, more = dict(zip(others, read, strict=True)), dict(zip(others, differences, strict=True))
+    report = EvalReport(
         split=split,
         items=len(rows),
-        products=len(set(index.products[rows].tolist())),
+        products=len(np.unique(asked.products)),
         data_digest=index.digest,
         model=model,
-        zero_shot=_read(*start, index, split) if start else None,
+        zero_shot=beside.get("zero_shot"),
+        rival=beside.get("rival"),
+        over_zero_shot=more.get("zero_shot"),
+        over_rival=more.get("rival"),
         unmeasured=tuple(name for name in index.schema.names if name not in model.attributes),
-        note=note,
     )
-
-
-def _read(source: str, reader: AttributeReader, index: ShardIndex, split: str) -> Reading:
-    rows = index.rows(split)
-    scores = score_rows(reader, index, rows)
-    excluded = _excluded(index.schema, scores)
-    attributes = {}
-    for name, attribute in index.schema.attributes.items():
-        labels = index.labels[name][rows]
-        measured = measure_attribute(attribute, labels, scores.probabilities[name], excluded.get(name))
-        if measured is not None:
-            attributes[name] = measured
-    if not attributes:
-        raise UserError(f"{index.store}: the {split} split holds no label; nothing can be measured")
-    return reading(source, reader_digest(reader), attributes)
-
-
-def _excluded(schema: Schema, scores: Scores) -> dict[str, np.ndarray]:
-    """Attribute -> bool [n]: the schema's rules, applied to the predictions alone, say that it cannot apply.
-
-    Only of attributes that have such rules.
-    """
-    silent = np.full(len(scores.rows), UNLABELLED)
-    ruled_out = not_applicable(schema, dict.fromkeys(schema.names, silent), scores.predicted())
-    return {name: ruled_out[name] for name, attribute in schema.attributes.items() if attribute.applies_where}
+    return report, answered[0].scores
 
 
 def _start(

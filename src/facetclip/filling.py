@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facetclip.abstention import answers, cutoff, fused, without_noise
+from facetclip.abstention import cutoff, shipped_answers
 from facetclip.calibration import Calibration
 from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
 from facetclip.errors import UserError
@@ -124,12 +124,9 @@ def _read(scores: Path, manifest: dict[str, Any], card: ModelCard, schema: Schem
         mine = whole.filter(pc.field("attribute") == name)
         rows = np.array([place[item] for item in mine.column("item_id").to_pylist()], dtype=np.int64)
         flat = mine.column("probabilities").combine_chunks().flatten().to_numpy().astype(np.float64)
-        multi = attribute.multi_valued
-        calibration = card.calibration.get(name, Calibration())
-        clean = without_noise(flat.reshape(len(rows), len(attribute.values)), calibration, multi_valued=multi)
-        if name in card.by_product:
-            clean = fused(clean, products[rows], multi_valued=multi)
-        shown, sure = answers(attribute, clean)
+        read = flat.reshape(len(rows), len(attribute.values))
+        together = products[rows] if name in card.by_product else None
+        shown, sure = shipped_answers(attribute, read, card.calibration.get(name, Calibration()), together)
         excluded = mine.column("not_applicable").to_numpy()
         found[name] = _placed(len(table), rows, labels_of(attribute, shown), sure, ~excluded)
     return found

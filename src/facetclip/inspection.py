@@ -16,9 +16,9 @@ from facetclip.images import BadImage
 from facetclip.index import ShardIndex, key_of
 from facetclip.metrics import listed_values
 from facetclip.pictures import contact_sheet
-from facetclip.report import text_table
 from facetclip.schema import NOT_APPLICABLE
 from facetclip.splits import SPLITS
+from facetclip.tables import text_table
 from facetclip.tars import intact
 
 EACH = 14  # photos of a value on its contact sheet

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from facetclip.calibration import BINS
-from facetclip.metrics import answers, listed_values, read_values
+from facetclip.coverage import Ranking, coverage, rank
+from facetclip.metrics import absent, answers, listed_values, log_losses, read_values
 from facetclip.schema import Attribute
 
-METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "ece")
+METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "log_loss", "ece")
+NOT_APPLICABLE_F1 = "not_applicable_f1"  # where something predicts that an attribute cannot apply
 RESAMPLES = 1_000
 ENDS = (0.025, 0.975)
 SEED = 20_260_101
 MOST_GROUPS = 10_000  # products beyond share groups, which then are drawn whole
 PORTION = 4_000_000  # weights at a time
+FEWEST_PRODUCTS = 30  # from how many on an interval can be trusted
 
 Draws = Mapping[str, np.ndarray]  # metric -> [1 + RESAMPLES]: the number itself, then that of each draw
 
@@ -37,12 +40,15 @@ class Estimate:
 @dataclass(frozen=True)
 class Tally:
     """What one model's answers about one attribute of `values` values sum up to, over `items` labelled items of
-    `products` products: `sums` [groups of products, columns]."""
+    `products` products: `sums` [groups of products, columns], the last three of `detected`: of "not applicable".
+    `ranking`: the answers themselves, where coverage is asked for."""
 
     values: int
     items: int
     products: int
     sums: np.ndarray
+    detected: bool = False
+    ranking: Ranking | None = None
 
 
 def groups_of(products: np.ndarray) -> np.ndarray:
@@ -50,9 +56,20 @@ def groups_of(products: np.ndarray) -> np.ndarray:
     return np.unique(products, return_inverse=True)[1] % MOST_GROUPS
 
 
-def tally(attribute: Attribute, labels: np.ndarray, probabilities: np.ndarray, products: np.ndarray) -> Tally | None:
+def tally(
+    attribute: Attribute,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    products: np.ndarray,
+    *,
+    excluded: np.ndarray | None = None,
+    ranked: bool = False,
+) -> Tally | None:
     """The sums of `probabilities` [n, values] against `labels` [n], of items of `products` [n]; None where nothing is
-    labelled. Tallies of the same items in any order have the same groups."""
+    labelled. Tallies of the same items in any order have the same groups.
+
+    `excluded` bool [n]: where the attribute is predicted not to apply; `ranked`: keep what coverage is computed from.
+    """
     groups = groups_of(products)
     size = int(groups.max(initial=-1)) + 1
     every = listed_values(attribute, labels)
@@ -62,22 +79,26 @@ def tally(attribute: Attribute, labels: np.ndarray, probabilities: np.ndarray, p
     listed, probable, group = every[known], probabilities[known].astype(np.float64), groups[known]
     read = read_values(attribute, probable)
     right = np.take_along_axis(listed, probable.argmax(axis=1)[:, None], axis=1)
-    each = [listed & read, listed, read, np.ones_like(right), right]
+    each = [listed & read, listed, read, np.ones_like(right), right, log_losses(attribute, listed, probable)[:, None]]
     columns = [np.bincount(group, column, size) for part in each for column in part.T]
     sure, correct = answers(attribute, listed, probable)
     place = np.repeat(group, len(sure) // len(group)) * BINS + np.minimum((sure * BINS).astype(np.int64), BINS - 1)
     binned = [np.bincount(place, weights, size * BINS).reshape(size, BINS) for weights in (sure, correct, None)]
+    told = None if excluded is None else absent(attribute, labels, excluded)
+    found = [] if told is None else [np.bincount(groups, each, size) for each in (told[0], told[1], told[0] & told[1])]
     return Tally(
         values=len(attribute.values),
         items=int(known.sum()),
         products=len(np.unique(products[known])),
-        sums=np.concatenate([np.stack(columns, axis=1), *binned], axis=1),
+        sums=np.concatenate([np.stack(columns, axis=1), *binned, *(column[:, None] for column in found)], axis=1),
+        detected=bool(found),
+        ranking=rank(attribute, listed, probable, group) if ranked else None,
     )
 
 
 def numbers_of(tally: Tally) -> dict[str, float]:
     """Metric -> number, without an interval."""
-    found = _numbers(tally.sums.sum(axis=0, keepdims=True), tally.values)
+    found = _numbers(tally.sums.sum(axis=0, keepdims=True), tally)
     return {name: float(number[0]) for name, number in found.items()}
 
 
@@ -87,16 +108,24 @@ def draws(models: Sequence[Mapping[str, Tally]]) -> list[dict[str, Draws]]:
     every = [each for model in models for each in model.values()]
     if not every:
         return [{} for _ in models]
-    totals = _drawn(np.concatenate([each.sums for each in every], axis=1))
+    weights = _weights(len(every[0].sums))
+    totals = _totals(weights, np.concatenate([each.sums for each in every], axis=1))
     parts = np.split(totals, np.cumsum([each.sums.shape[1] for each in every])[:-1], axis=1)
-    numbers = iter([_numbers(part, each.values) for part, each in zip(parts, every, strict=True)])
+    upright = np.ascontiguousarray(weights.T, dtype=np.int32) if any(each.ranking for each in every) else weights
+    numbers = iter([_drawn(part, each, upright) for part, each in zip(parts, every, strict=True)])
     return [{name: next(numbers) for name in model} for model in models]
 
 
+def _drawn(totals: np.ndarray, tally: Tally, weights: np.ndarray) -> Draws:
+    """The metrics of each row of `totals` [n, columns]; with coverage, where asked for, by `weights` [groups, n]."""
+    found = _numbers(totals, tally)
+    return found if tally.ranking is None else {**found, **coverage(tally.ranking, weights)}
+
+
 def mean_draws(attributes: Mapping[str, Draws]) -> Draws:
-    """The plain mean over the attributes that a draw holds."""
-    names = next(iter(attributes.values()), {})
-    return {name: mean_of([each[name] for each in attributes.values()]) for name in names}
+    """The plain mean over the attributes that have a number and that a draw holds."""
+    names = dict.fromkeys(name for each in attributes.values() for name in each)
+    return {name: mean_of([each[name] for each in attributes.values() if name in each]) for name in names}
 
 
 def mean_of(numbers: Sequence[np.ndarray]) -> np.ndarray:
@@ -119,37 +148,51 @@ def estimate(drawn: np.ndarray) -> Estimate:
 
 def share(hits: np.ndarray, products: np.ndarray) -> Estimate:
     """The share of true `hits`, bool [n], of items of `products` [n], with its interval."""
+    return estimate(share_draws(hits, products))
+
+
+def share_draws(hits: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """The share of true `hits`, bool [n], as it is and in each draw, [1 + RESAMPLES]."""
     groups = groups_of(products)
-    totals = _drawn(np.stack([np.bincount(groups, hits), np.bincount(groups)], axis=1).astype(np.float64))
-    return estimate(totals[:, 0] / totals[:, 1])
+    sums = np.stack([np.bincount(groups, hits), np.bincount(groups)], axis=1).astype(np.float64)
+    totals = _totals(_weights(len(sums)), sums)
+    return totals[:, 0] / totals[:, 1]
 
 
-def _drawn(sums: np.ndarray) -> np.ndarray:
-    """Totals [1 + RESAMPLES, columns] of `sums` [groups, columns]: of all of them, then of each draw."""
-    size = len(sums)
+def _weights(size: int) -> np.ndarray:
+    """How often each of `size` groups counts, uint16 [1 + RESAMPLES, size]: once, then as each draw has it."""
     random = np.random.default_rng(SEED)
     rows = max(1, PORTION // size)
-    totals = [sums.sum(axis=0, keepdims=True)]
+    weights = [np.ones((1, size), dtype=np.uint16)]
     for first in range(0, RESAMPLES, rows):
         count = min(rows, RESAMPLES - first)
         chosen = random.integers(0, size, (count, size)) + np.arange(count)[:, None] * size
-        weights = np.bincount(chosen.ravel(), minlength=count * size).reshape(count, size)
-        totals.append(weights.astype(np.float64) @ sums)
-    return np.concatenate(totals)
+        weights.append(np.bincount(chosen.ravel(), minlength=count * size).reshape(count, size).astype(np.uint16))
+    return np.concatenate(weights)
 
 
-def _numbers(totals: np.ndarray, values: int) -> Draws:
+def _totals(weights: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """Totals [1 + RESAMPLES, columns] of `sums` [groups, columns] in each row of `weights`."""
+    rows = max(1, PORTION // len(sums))
+    portions = [weights[first : first + rows].astype(np.float64) @ sums for first in range(0, len(weights), rows)]
+    return np.concatenate(portions)
+
+
+def _numbers(totals: np.ndarray, tally: Tally) -> Draws:
     """The metrics, as `measure_attribute` defines them, of each row of `totals` [n, columns]."""
-    hits, listed, read, (items, right), confident, correct, answered = np.split(
-        totals.T, np.cumsum([values, values, values, 2, BINS, BINS])
+    values = tally.values
+    hits, listed, read, (items, right, loss), confident, correct, answered, told = np.split(
+        totals.T, np.cumsum([values, values, values, 3, BINS, BINS, BINS])
     )
     seen = listed + read
     with np.errstate(invalid="ignore", divide="ignore"):
         f1 = np.where(seen > 0, 2 * hits / seen, 0).sum(axis=0) / (seen > 0).sum(axis=0)
         recall = np.where(listed > 0, hits / listed, 0).sum(axis=0) / (listed > 0).sum(axis=0)
-        return {
+        found = {
             "accuracy": right / items,
             "macro_f1": f1,
             "balanced_accuracy": recall,
+            "log_loss": loss / items,
             "ece": np.abs(confident - correct).sum(axis=0) / answered.sum(axis=0),
         }
+        return found | ({NOT_APPLICABLE_F1: 2 * told[2] / (told[0] + told[1])} if tally.detected else {})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from facetclip.calibration import ReliabilityBin, calibration_error, reliability
-from facetclip.schema import NOT_APPLICABLE, Attribute
+from facetclip.schema import Attribute
 
 LEAST = float(np.finfo(np.float32).eps)  # probabilities below this count as this in the log loss
 
@@ -90,7 +90,7 @@ def measure_attribute(
         accuracy=accuracy(confusion),
         macro_f1=macro_f1(listed, read),
         balanced_accuracy=balanced_accuracy(listed, read),
-        log_loss=_log_loss(attribute, listed, probabilities),
+        log_loss=float(log_losses(attribute, listed, probabilities).mean()),
         f1=tuple(f1_of_values(listed, read).tolist()),
         support=tuple(support.tolist()),
         confusion=tuple(map(tuple, confusion.tolist())),
@@ -98,19 +98,26 @@ def measure_attribute(
         ece=calibration_error(*answered),
         reliability=reliability(*answered),
         exact_match=float((listed == read).all(axis=1).mean()) if attribute.multi_valued else None,
-        not_applicable=None if excluded is None else measure_detection(labels, excluded),
+        not_applicable=None if excluded is None else measure_detection(attribute, labels, excluded),
     )
 
 
-def measure_detection(labels: np.ndarray, excluded: np.ndarray) -> Detection | None:
+def measure_detection(attribute: Attribute, labels: np.ndarray, excluded: np.ndarray) -> Detection | None:
     """How well `excluded` bool [n] finds the items of which the catalog says that the attribute cannot apply, among
     those and the labelled ones; None where it says so of none."""
-    told = (labels >= 0) | (labels == NOT_APPLICABLE)
-    truth, read = labels[told] == NOT_APPLICABLE, excluded[told]
-    if not truth.any():
+    found = absent(attribute, labels, excluded)
+    if found is None:
         return None
-    hits, found, items = int((truth & read).sum()), int(read.sum()), int(truth.sum())
-    return Detection(items, hits / max(1, found), hits / items, 2 * hits / (found + items))
+    truth, read = found
+    hits, items = int((truth & read).sum()), int(truth.sum())
+    return Detection(items, hits / max(1, int(read.sum())), hits / items, 2 * hits / (int(read.sum()) + items))
+
+
+def absent(attribute: Attribute, labels: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of which items the catalog says that the attribute cannot apply, and of which `excluded` says so, bool [n] both,
+    among those that it says anything of; None where it says so of none."""
+    truth = labels == attribute.not_applicable_label
+    return (truth, excluded & (truth | (labels >= 0))) if truth.any() else None
 
 
 def tail_f1(measured: AttributeMetrics, training: Sequence[int], share: float = 1 / 3) -> float:
@@ -179,12 +186,13 @@ def balanced_accuracy(listed: np.ndarray, read: np.ndarray) -> float:
     return float((recalled[support > 0] / support[support > 0]).mean())
 
 
-def _log_loss(attribute: Attribute, listed: np.ndarray, probabilities: np.ndarray) -> float:
+def log_losses(attribute: Attribute, listed: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """What each item adds to the log loss, [n], by `probabilities` [n, values] of what is listed, bool [n, values]."""
     if attribute.multi_valued:
         right = np.where(listed, probabilities, 1 - probabilities)
     else:
-        right = (probabilities * listed).sum(axis=1)
-    return float(-np.log(np.clip(right, LEAST, 1.0)).mean())
+        right = (probabilities * listed).sum(axis=1, keepdims=True)
+    return -np.log(np.clip(right, LEAST, 1.0)).mean(axis=1)
 
 
 def answers(attribute: Attribute, listed: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from facetclip.config import read_run
 from facetclip.errors import UserError
-from facetclip.evaluate import evaluate, examiner
+from facetclip.evaluate import Beside, Cut, evaluate, examiner
 from facetclip.extract import PART_SIZE, extract
 from facetclip.filling import FillSpec, fill
 from facetclip.interruption import REQUEUE, Interrupted
@@ -15,7 +15,7 @@ from facetclip.model import load_model
 from facetclip.policy import Policy
 from facetclip.promotion import promote, rollback
 from facetclip.registry import resolve_model
-from facetclip.report import decision_table, summary_table
+from facetclip.report import comparison_tables, difference_table, summary_table
 from facetclip.runs import run_training
 from facetclip.scores import BATCH, reader_digest
 from facetclip.sources import FromCatalog, FromShards
@@ -56,12 +56,19 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the report")
     parser.add_argument("--against", help="the zero-shot model beside it, or none; its own start by default")
+    parser.add_argument("--rival", help=f"another model of the same attributes to compare it with: {MODEL}")
+    parser.add_argument(
+        "--slice", action="append", default=[], metavar="COLUMN", help="of the catalog or index; repeat"
+    )
+    parser.add_argument("--catalog", help="the catalog that holds the columns to slice by")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Measure a model and print the table."""
-    report = evaluate(resolve_model(args.model), args.shards, args.split, args.out, zero_shot=args.against)
-    print(summary_table(report))
+    """Measure a model and print the tables."""
+    rival = None if args.rival is None else resolve_model(args.rival)
+    beside, cut = Beside(args.against, rival), Cut(args.slice, args.catalog)
+    report = evaluate(resolve_model(args.model), args.shards, args.split, args.out, beside=beside, cut=cut)
+    print("\n\n".join(filter(None, [summary_table(report), comparison_tables(report)])))
     print(f"report: {args.out / 'index.html'}")
     return 0
 
@@ -141,7 +148,7 @@ def run_promote(args: argparse.Namespace) -> int:
     verdict = "promoted" if decision.promote else "not promoted"
     print(f"{args.name} version {decision.challenger}: {verdict}: {decision.reason}")
     if decision.differences:
-        print(decision_table(decision))
+        print(difference_table(decision.differences, decision.mean))
     return 0 if decision.promote else 1
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from facetclip.intervals import Estimate, Tally, draws, estimate, mean_draws, numbers_of
+from facetclip.intervals import FEWEST_PRODUCTS, Estimate, Tally, draws, estimate, mean_draws, numbers_of
 
 MEASURE = "macro_f1"
 KEPT = "accuracy"  # what is measured on other shards
@@ -39,7 +39,7 @@ class Policy:
 
     margin: float = 0.05
     gain: float = 0.0
-    least: int = 30
+    least: int = FEWEST_PRODUCTS
     most_lost: float = 0.02
 
 

@@ -1,55 +1,93 @@
-"""What an evaluation says: its numbers, its pictures, its page, its table for the terminal."""
+"""What an evaluation says: its numbers with their intervals, as JSON, for a tracker, and as tables for the terminal."""
 
-import io
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from facetclip.calibration import ReliabilityBin
-from facetclip.files import write_whole
-from facetclip.letters import any_letters
-from facetclip.metrics import AttributeMetrics
-from facetclip.page import render
-from facetclip.policy import Decision
+from facetclip.intervals import Estimate
+from facetclip.metrics import AttributeMetrics, Baseline
+from facetclip.tables import text_table
 
-MOST_DRAWN = 30  # values of one attribute in its confusion matrix; rarer ones share one row
-LONGEST_NAME = 24  # characters of a value's name in a picture
-INK, MUTED, RULE = "#1c2733", "#66727f", "#d9dee4"
-MODEL_COLOUR, ZERO_SHOT_COLOUR = "#1f66c1", "#b4bec9"
-RAMP = ("#f5f8fc", "#c6dbf1", "#7fb2e2", "#3a82cc", "#17539c", "#0b2f61")
-DARK_FROM = 0.5  # share of a row from which the count in its cell is white
+Estimates = dict[str, Estimate]  # metric -> number with its 95% interval
+Curve = tuple[tuple[float, float], ...]  # (share of the answers given, share of those that is right), the surest first
 
 
 @dataclass(frozen=True)
-class Means:
-    """Plain means over the attributes that could be measured."""
+class Promise:
+    """What a model's own cut-off for a share `precision` of right answers, fitted on the validation split, keeps here:
+    the share of the labelled items that it answers, and the share of those answers that is right (None without any)."""
 
-    accuracy: float
-    macro_f1: float
-    balanced_accuracy: float
-    log_loss: float
-    ece: float
+    precision: float
+    threshold: float
+    coverage: float
+    kept: Estimate | None
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One model's reading of a split: where it came from, the digest of its weights, and how right it was."""
+    """One model's reading of a split: where it came from, the digest of its weights, and how right it was.
+
+    `estimates`: of each attribute; `mean`: over the attributes that have the number; `exact_match`: the share of items
+    of which every labelled attribute is read as exactly what is listed.
+    """
 
     source: str
     digest: str
-    mean: Means
     attributes: dict[str, AttributeMetrics]
+    estimates: dict[str, Estimates]
+    mean: Estimates
+    exact_match: Estimate
+    curves: dict[str, Curve] = field(default_factory=dict)
+    promises: dict[str, tuple[Promise, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the model has more than another one that read the same items, product by product; as in `Reading`."""
+
+    attributes: dict[str, Estimates]
+    mean: Estimates
+    exact_match: Estimate
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The items with one `value` in a column (empty: with none; `merged` > 0: with any of so many rare values).
+
+    `small`: of too few products for its intervals to be trusted. `numbers`: means over the attributes that are labelled
+    here, and exact_match; `accuracy` of each of those. Both are empty where nothing is labelled.
+    """
+
+    value: str
+    items: int
+    products: int
+    small: bool
+    numbers: Estimates
+    accuracy: dict[str, float]
+    merged: int = 0
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An item read as something else than is listed, how sure that was, and how probable what is listed. `row`: of the
+    index."""
+
+    row: int
+    item_id: str
+    product_id: str
+    title: str
+    listed: str
+    read: str
+    probability: float
+    listed_probability: float
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """One model on one split, beside the zero-shot model that it started from (None: there is none, see `note`)."""
+    """One model on one split, beside the zero-shot model that it started from (None: there is none, see `note`) and a
+    rival, where one was named. `slices`: of each column; `mistakes`: the surest of each attribute."""
 
     split: str
     items: int
@@ -57,6 +95,11 @@ class EvalReport:
     data_digest: str
     model: Reading
     zero_shot: Reading | None = None
+    rival: Reading | None = None
+    over_zero_shot: Comparison | None = None
+    over_rival: Comparison | None = None
+    slices: dict[str, tuple[Slice, ...]] = field(default_factory=dict)
+    mistakes: dict[str, tuple[Mistake, ...]] = field(default_factory=dict)
     unmeasured: tuple[str, ...] = ()  # attributes without a label in this split
     note: str | None = None
 
@@ -69,304 +112,81 @@ class EvalReport:
         """The report stored by `to_json`."""
         return TypeAdapter(EvalReport).validate_json(text)
 
+    @property
+    def comparisons(self) -> dict[str, tuple[Reading, Comparison]]:
+        """What the model was compared with: the other's part in the comparison -> its reading and the differences."""
+        found = {"zero-shot": (self.zero_shot, self.over_zero_shot), "rival": (self.rival, self.over_rival)}
+        return {part: (other, more) for part, (other, more) in found.items() if other is not None and more is not None}
+
     def numbers(self) -> dict[str, float]:
-        """The model's metrics as `ATTRIBUTE/macro_f1` and `mean/macro_f1`, for a tracker."""
-        parts: dict[str, Any] = {"mean": self.model.mean, **self.model.attributes}
-        names = list(Means.__annotations__)
-        return {f"{part}/{name}": getattr(numbers, name) for part, numbers in parts.items() for name in names}
+        """All numbers of the model for a tracker: `ATTRIBUTE/macro_f1`, `mean/macro_f1`, `over_rival/mean/macro_f1` and
+        so on, with the ends of each interval as `..._low` and `..._high`."""
+        found = _flat(self.model)
+        for part, (_, more) in self.comparisons.items():
+            found |= {f"over_{part.replace('-', '_')}/{name}": number for name, number in _flat(more).items()}
+        return found
 
 
-def reading(source: str, digest: str, attributes: Mapping[str, AttributeMetrics]) -> Reading:
-    """A reading with its means; `attributes` is not empty."""
-    means = {name: float(np.mean([getattr(m, name) for m in attributes.values()])) for name in Means.__annotations__}
-    return Reading(source, digest, Means(**means), dict(attributes))
+def _flat(numbers: Reading | Comparison) -> dict[str, float]:
+    each = numbers.estimates if isinstance(numbers, Reading) else numbers.attributes
+    parts = {"mean": {**numbers.mean, "exact_match": numbers.exact_match}, **each}
+    return {
+        f"{part}/{name}{end}": number
+        for part, metrics in parts.items()
+        for name, found in metrics.items()
+        for end, number in (("", found.value), ("_low", found.low), ("_high", found.high))
+    }
 
 
-def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for the terminal: the first column to the left, the others to the right.
-
-    >>> print(text_table(["attribute", "F1"], [["lid", ".97"], ["handle", ".9"]]))
-    attribute   F1
-    ---------  ---
-    lid        .97
-    handle      .9
-    """
-    lines = [list(map(str, line)) for line in (headers, *rows)]
-    widths = [max(_width(line[place]) for line in lines) for place in range(len(headers))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(map(_padded, line, widths, range(len(line)))) for line in lines)
+def beside(report: EvalReport, name: str, *, rival: bool = False) -> dict[str, AttributeMetrics | Baseline]:
+    """What stands side by side for one attribute: the baseline, zero-shot and (if wanted) the rival where there is
+    one, the model."""
+    others = {"zero-shot": report.zero_shot, "rival": report.rival if rival else None}
+    read = {part: other.attributes[name] for part, other in others.items() if other is not None}
+    measured = report.model.attributes[name]
+    return {"majority": measured.baseline, **read, "model": measured}
 
 
-def _width(text: str) -> int:
-    """Columns of a terminal: wide East Asian letters take two, combining marks none."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
-
-
-def _padded(text: str, width: int, place: int) -> str:
-    gap = " " * (width - _width(text))
-    return text + gap if place == 0 else gap + text
+def side_by_side(report: EvalReport, name: str, key: str) -> list[float]:
+    """One metric of `beside`, without the rival."""
+    return [getattr(each, key) for each in beside(report, name).values()]
 
 
 def summary_table(report: EvalReport) -> str:
-    """Macro-F1 and accuracy of every attribute: always the most frequent value, zero-shot, and the model, whose
-    calibration error stands last."""
-    groups = ["majority", *(["zero-shot"] if report.zero_shot else []), "model"]
-    headers = ["attribute", "items", *(f"F1 {name}" for name in groups), *(f"acc. {name}" for name in groups), "ECE"]
+    """Macro-F1 and accuracy of every attribute: always the most frequent value, zero-shot, the rival, and the model,
+    whose calibration error stands last."""
     measured = report.model.attributes
+    sides = {name: beside(report, name, rival=True) for name in measured}
+    groups = list(next(iter(sides.values())))
+    headers = ["attribute", "items", *(f"F1 {name}" for name in groups), *(f"acc. {name}" for name in groups), "ECE"]
+    keys = ("macro_f1", "accuracy")
     # [attributes, 2 metrics, what stands side by side]
-    numbers = np.array([[_column(report, name, key) for key in ("macro_f1", "accuracy")] for name in measured])
+    numbers = np.array([[[getattr(each, key) for each in side.values()] for key in keys] for side in sides.values()])
     rows = [
         [name, f"{measured[name].items:,}", *_thousandths(*numbers[place].ravel(), measured[name].ece)]
         for place, name in enumerate(measured)
     ]
-    mean = _thousandths(*numbers.mean(axis=0).ravel(), report.model.mean.ece)
+    mean = _thousandths(*numbers.mean(axis=0).ravel(), report.model.mean["ece"].value)
     return text_table(headers, [*rows, ["mean", "", *mean]])
 
 
-def decision_table(decision: Decision) -> str:
-    """What a challenger's macro-F1 has more than the champion's, with the 95% intervals."""
-    rows = [*decision.differences.items(), *([("mean", decision.mean)] if decision.mean else [])]
+def difference_table(differences: Mapping[str, Estimate], mean: Estimate | None) -> str:
+    """What one model's macro-F1 has more than another's, with the 95% intervals."""
+    rows = [*differences.items(), *([("mean", mean)] if mean else [])]
     return text_table(
         ["macro-F1", "difference", "from", "to"],
         [[name, *(f"{number:+.4f}" for number in (each.value, each.low, each.high))] for name, each in rows],
     )
 
 
+def comparison_tables(report: EvalReport) -> str:
+    """The differences of macro-F1 from each model that stands beside, as tables under their names; empty if alone."""
+    parts = []
+    for part, (other, more) in report.comparisons.items():
+        differences = {name: each["macro_f1"] for name, each in more.attributes.items()}
+        parts.append(f"more than {part} ({other.source}):\n{difference_table(differences, more.mean['macro_f1'])}")
+    return "\n\n".join(parts)
+
+
 def _thousandths(*numbers: float) -> list[str]:
     return [f"{number:.3f}" for number in numbers]
-
-
-def _column(report: EvalReport, name: str, key: str) -> list[float]:
-    return [getattr(each, key) for each in _beside(report, name)]
-
-
-def _beside(report: EvalReport, name: str) -> list[Any]:
-    """What stands side by side for one attribute: the baseline, zero-shot where there is one, the model."""
-    measured = report.model.attributes[name]
-    start = [report.zero_shot.attributes[name]] if report.zero_shot else []
-    return [measured.baseline, *start, measured]
-
-
-def drawn_confusion(measured: AttributeMetrics, most: int = MOST_DRAWN) -> tuple[list[str], np.ndarray]:
-    """Names and counts [true, predicted] of the values that occur, the most frequent first, rare ones in one row."""
-    counts = np.array(measured.confusion)
-    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
-    order = [int(v) for v in np.lexsort((-columns, -rows)) if rows[v] + columns[v]]
-    names = [measured.values[value] for value in order]
-    counts = counts[np.ix_(order, order)]
-    if len(order) <= most:
-        return names, counts
-    group = np.minimum(np.arange(len(order)), most - 1)
-    merged = np.zeros((most, most), dtype=counts.dtype)
-    np.add.at(merged, (group[:, None], group[None, :]), counts)
-    return [*names[: most - 1], f"{len(order) - most + 1} other values"], merged
-
-
-def row_shares(counts: np.ndarray) -> np.ndarray:
-    """Each row divided by its sum; rows of zeros stay zeros."""
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-
-
-def draw_confusion(name: str, measured: AttributeMetrics) -> bytes:
-    """A PNG of one attribute's confusion matrix: colour is the share of the true value's items, numbers are counts."""
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
-
-    names, counts = drawn_confusion(measured)
-    shares, size = row_shares(counts), len(names)
-    cell = 0.8 if size <= 4 else 0.62 if size <= 8 else 0.46 if size <= 16 else 0.36
-    labels = [_shortened(text) for text in names]
-    longest = 0.085 * max(map(len, labels))
-    left, bottom = 0.7 + longest, 0.55 + (longest if _upright(labels) else 0.1)
-    wide, high = left + max(size * cell, 2.2) + 0.8, 1.05 + size * cell + bottom
-    figure = Figure(figsize=(wide, high), dpi=160, facecolor="white")
-    axes = figure.add_axes((left / wide, bottom / high, size * cell / wide, size * cell / high))
-    axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("share", list(RAMP)), vmin=0, vmax=1, aspect="auto")
-    for row, column in zip(*np.nonzero(counts), strict=True):
-        colour = "white" if shares[row, column] >= DARK_FROM else INK
-        text = f"{counts[row, column]:,}"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=_count_size(text, cell))
-    _label_matrix(axes, labels, counts)
-    caption = f"accuracy {measured.accuracy:.3f}    macro-F1 {measured.macro_f1:.3f}    {measured.items:,} items"
-    _head(figure, _shortened(name, 40), caption)
-    return _png(figure)
-
-
-def _head(figure: Any, title: str, caption: str) -> None:
-    """Two lines of text in the upper left corner, 0.3 and 0.6 inches from the top."""
-    wide, high = figure.get_size_inches()
-    figure.text(0.12 / wide, 1 - 0.3 / high, title, fontsize=14, weight="bold", color=INK, va="center")
-    figure.text(0.12 / wide, 1 - 0.6 / high, caption, fontsize=9, color=MUTED, va="center")
-
-
-def _label_matrix(axes: Any, labels: list[str], counts: np.ndarray) -> None:
-    """Value names on both axes, thin white lines between cells, and each row's recall at its end."""
-    size = len(labels)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(range(size), labels, fontsize=9 if size <= 16 else 8, color=INK)
-        axis.set_ticks(np.arange(size + 1) - 0.5, minor=True)
-    axes.tick_params(which="both", length=0)
-    for text in axes.get_xticklabels():
-        text.set(rotation=90 if _upright(labels) else 0)
-    axes.grid(which="minor", color="white", linewidth=1.6)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("read as", fontsize=9, color=MUTED, labelpad=6)
-    axes.set_ylabel("true value", fontsize=9, color=MUTED, labelpad=6)
-    beside = {"textcoords": "offset points", "fontsize": 8, "color": MUTED}
-    axes.annotate("recall", (size - 0.5, -0.5), xytext=(8, 8), va="bottom", **beside)
-    for row, total in enumerate(counts.sum(axis=1)):
-        recall = f"{counts[row, row] / total:.0%}" if total else "none"
-        axes.annotate(recall, (size - 0.5, row), xytext=(8, 0), va="center", **beside)
-
-
-def _upright(labels: list[str]) -> bool:
-    """Whether the names under the columns have to stand on end."""
-    return len(labels) > 4 or max(map(len, labels)) > 8
-
-
-def _count_size(text: str, cell: float) -> float:
-    """Points, so that the digits stay inside a cell of `cell` inches."""
-    return min(11.0, 72 * cell / (0.75 * max(2, len(text))))
-
-
-def _shortened(text: str, most: int = LONGEST_NAME) -> str:
-    # A dollar sign would start mathematics in matplotlib.
-    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
-
-
-def answers(measured: AttributeMetrics) -> dict[str, str]:
-    """How to speak of the answers that were binned by their probability: what they are, and of both axes' numbers."""
-    if measured.exact_match is None:
-        return {"count": "items", "across": "probability of the value read", "up": "share that is right"}
-    return {"count": "answers", "across": "probability of a value", "up": "share that has the value"}
-
-
-def reliability_dots(measured: AttributeMetrics) -> list[tuple[ReliabilityBin, float]]:
-    """The bins of a reliability diagram, and how many items each holds as a share of the fullest."""
-    most = max((each.items for each in measured.reliability), default=1)
-    return [(each, each.items / most) for each in measured.reliability]
-
-
-def draw_reliability(name: str, measured: AttributeMetrics) -> bytes:
-    """A PNG of how sure the model was against how right: a dot for each bin, its area the number of answers in it.
-
-    On the dashed line the two agree; the strip below counts the answers in each bin.
-    """
-    from matplotlib.figure import Figure
-
-    wide, high, side, words = 4.5, 5.55, 3.3, answers(measured)
-    figure = Figure(figsize=(wide, high), dpi=160, facecolor="white")
-    axes = figure.add_axes((0.85 / wide, 1.35 / high, side / wide, side / high))
-    strip = figure.add_axes((0.85 / wide, 0.65 / high, side / wide, 0.5 / high))
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-    for each, fullness in reliability_dots(measured):
-        axes.vlines(each.confidence, each.accuracy, each.confidence, color=RAMP[2], linewidth=2, zorder=2)
-        area = 14 + 210 * fullness
-        axes.scatter(each.confidence, each.accuracy, area, MODEL_COLOUR, edgecolors="white", zorder=3, clip_on=False)
-        strip.bar((each.low + each.high) / 2, fullness, 0.85 * (each.high - each.low), color=RAMP[2])
-    _scale(axes, words["up"])
-    axes.set(ylim=(0, 1), xticklabels=[])
-    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9, color=MUTED)
-    _scale(strip, words["count"])
-    strip.set(ylim=(0, 1.05))
-    strip.set_yticks([1], [f"{max((each.items for each in measured.reliability), default=0):,}"])
-    strip.tick_params(axis="y", labelsize=9, labelcolor=MUTED)
-    strip.set_xlabel(words["across"], fontsize=9, color=MUTED, labelpad=6)
-    total = sum(each.items for each in measured.reliability)
-    _head(figure, _shortened(name, 28), f"ECE {measured.ece:.3f}    {total:,} {words['count']}")
-    return _png(figure)
-
-
-def _scale(axes: Any, upward: str) -> None:
-    """Probabilities from 0 to 1 to the right, without a frame."""
-    axes.set(xlim=(0, 1))
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9, color=MUTED)
-    axes.set_ylabel(upward, fontsize=9, color=MUTED)
-    axes.yaxis.set_label_coords(-0.17, 0.5)
-    axes.tick_params(length=0)
-    axes.grid(color=RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-
-
-def draw_summary(report: EvalReport) -> bytes:
-    """A PNG of macro-F1 and accuracy by attribute: zero-shot beside the model, a tick at the majority baseline."""
-    from matplotlib.figure import Figure
-
-    names = list(report.model.attributes)
-    high = 1.5 + 0.62 * len(names)
-    figure = Figure(figsize=(9.6, high), dpi=160, facecolor="white")
-    longest = 0.09 * max(len(_shortened(name)) for name in names)
-    left, bottom, top = (0.35 + longest) / 9.6, 0.75 / high, 1 - 0.6 / high
-    panel = (1 - left - 0.09) / 2
-    for place, (key, title) in enumerate((("macro_f1", "macro-F1"), ("accuracy", "accuracy"))):
-        axes = figure.add_axes((left + place * (panel + 0.055), bottom, panel, top - bottom))
-        _draw_bars(axes, report, key)
-        axes.set_title(title, fontsize=12, weight="bold", color=INK, loc="left", pad=10)
-        axes.set_yticks(range(len(names)), [_shortened(n) for n in names] if not place else [], fontsize=10, color=INK)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(left, 0), ncols=3, frameon=False, fontsize=9)
-    return _png(figure)
-
-
-def _draw_bars(axes: Any, report: EvalReport, key: str) -> None:
-    columns = np.array([_column(report, name, key) for name in report.model.attributes])
-    places = np.arange(len(columns))
-    high = 0.32 if report.zero_shot else 0.5
-    shift = high / 2 + 0.02 if report.zero_shot else 0.0
-    if report.zero_shot:
-        axes.barh(places - shift, columns[:, 1], height=high, color=ZERO_SHOT_COLOUR, label="zero-shot start")
-    axes.barh(places + shift, columns[:, -1], height=high, color=MODEL_COLOUR, label="this model")
-    axes.vlines(columns[:, 0], places - 0.42, places + 0.42, color=INK, linewidth=1.4, label="most frequent value")
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-    for place, (baseline, *scores) in zip(places, columns, strict=True):
-        for score, at in zip(scores, (place - shift, place + shift) if report.zero_shot else (place,), strict=True):
-            end = baseline if score <= baseline < score + 0.12 else score  # beyond the tick, not across it
-            axes.text(end + 0.02, at, f"{score:.2f}", va="center", fontsize=9, color=INK, bbox=ground)
-    axes.set(xlim=(0, 1.12), ylim=(len(columns) - 0.4, -0.6))
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=9, color=MUTED)
-    axes.tick_params(length=0)
-    axes.grid(axis="x", color=RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-
-
-def _png(figure: Any) -> bytes:
-    out = io.BytesIO()
-    with any_letters():
-        figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
-
-
-def render_page(report: EvalReport) -> str:
-    """The report as one HTML page that needs nothing beside it; every text in it is escaped."""
-    matrices = {name: _matrix(measured) for name, measured in report.model.attributes.items()}
-    beside = {name: _beside(report, name) for name in report.model.attributes}
-    dots = {name: reliability_dots(measured) for name, measured in report.model.attributes.items()}
-    words = {name: answers(measured) for name, measured in report.model.attributes.items()}
-    return render("report.html.jinja", report=report, beside=beside, matrices=matrices, dots=dots, words=words)
-
-
-def _matrix(measured: AttributeMetrics) -> dict[str, Any]:
-    """What the page shows of one confusion matrix; `mistakes`: the most frequent ones, as (true, read as, items)."""
-    names, counts = drawn_confusion(measured)
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:5]
-    pairs = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
-    return {
-        "names": names,
-        "counts": counts.tolist(),
-        "shares": row_shares(counts).round(3).tolist(),
-        "mistakes": [(names[true], names[read], int(wrong[true, read])) for true, read in pairs],
-    }
-
-
-def write_report(report: EvalReport, out: Path) -> None:
-    """`confusion_ATTRIBUTE.png`, `reliability_ATTRIBUTE.png`, `summary.png`, `index.html` and, last, `report.json` in
-    the folder `out`."""
-    for name, measured in report.model.attributes.items():
-        write_whole(out / f"confusion_{quote(name, safe=' ')}.png", draw_confusion(name, measured))
-        write_whole(out / f"reliability_{quote(name, safe=' ')}.png", draw_reliability(name, measured))
-    write_whole(out / "summary.png", draw_summary(report))
-    write_whole(out / "index.html", render_page(report).encode("utf-8"))
-    write_whole(out / "report.json", report.to_json().encode("utf-8"))

@@ -56,6 +56,12 @@ class Scores:
         """Attribute -> int64 [n]: the number of the most probable value."""
         return {name: scores.argmax(axis=1) for name, scores in self.probabilities.items()}
 
+    def at(self, places: np.ndarray) -> "Scores":
+        """Those of the items at some places."""
+        probabilities = {name: scores[places] for name, scores in self.probabilities.items()}
+        ids = [self.item_ids[place] for place in places.tolist()]
+        return Scores(self.rows[places], ids, self.schema, probabilities, {})
+
 
 def reader_for(source: str, schema: Schema) -> AttributeReader:
     """The model in `source`, reading the attributes of `schema`.

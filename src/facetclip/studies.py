@@ -27,13 +27,13 @@ from facetclip.learning_curve import METRIC_NAMES, Arm, Point, captions_table, c
 from facetclip.lease import LEASE, RunLease
 from facetclip.metrics import AttributeMetrics, measure_attribute
 from facetclip.model import AttributeReader, load_model
-from facetclip.report import text_table
 from facetclip.runs import fit, leave, remove, start_tracker
 from facetclip.schema import spans
 from facetclip.scores import reader_digest
 from facetclip.start import start_model
 from facetclip.store import cache_spec
 from facetclip.study_pictures import draw_captions, draw_curve
+from facetclip.tables import text_table
 from facetclip.tracking import Tracker
 from facetclip.trainer import Trainer
 from facetclip.tuning import FROZEN_IMAGES

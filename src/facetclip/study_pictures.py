@@ -23,7 +23,7 @@ from facetclip.learning_curve import (
     rounded_up,
 )
 from facetclip.letters import any_letters
-from facetclip.report import INK, MODEL_COLOUR, MUTED, RAMP, RULE, ZERO_SHOT_COLOUR
+from facetclip.report_pictures import INK, MODEL_COLOUR, MUTED, RAMP, RULE, ZERO_SHOT_COLOUR
 
 MOST_COLUMNS = 4
 FARTHEST_DRAWN = 3  # times the largest measured size: a target beyond it is told, not drawn
