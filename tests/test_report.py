@@ -69,7 +69,7 @@ def make_report(*, zero_shot: bool = True, rival: bool = False, values: list[str
     over = dict(zip(beside, more, strict=True))
     word = (values or ["plain"])[0]
     cut = Slice(word, 4, 1, True, {"accuracy": Estimate(1, 1, 1)}, {"lid": 1.0})
-    shown = {key: Estimate(0.5, 0.25, 0.75) for key in ("accuracy", "macro_f1", "exact_match", "ece")}
+    shown = {key: Estimate(0.5, 0.25, 0.75) for key in ("accuracy", "macro_f1", "exact_match")}
     return EvalReport(
         split="test",
         items=60,

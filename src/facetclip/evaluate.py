@@ -13,6 +13,7 @@ from facetclip.index import ShardIndex, open_index
 from facetclip.mistakes import thumbnails, worst_mistakes
 from facetclip.model import AttributeReader, load_model
 from facetclip.policy import Examined
+from facetclip.registry import pinned, resolve_model
 from facetclip.report import EvalReport
 from facetclip.report_page import write_report
 from facetclip.scores import Scores, reader_digest, reader_for, score_rows
@@ -48,17 +49,18 @@ def evaluate(
     beside: Beside = Beside(),
     cut: Cut = Cut(),
 ) -> EvalReport:
-    """Measure `model` (a folder, a hub id, `starter`) on `split`; write report.json, pictures and index.html to `out`.
+    """Measure `model` (a folder, a hub id, `starter`, a registered one) on `split`; write report.json, pictures and
+    index.html to `out`. The report names the version that an alias stands for.
 
     UserError when the split holds no label at all.
     """
     index = shards if isinstance(shards, ShardIndex) else open_index(shards)
     rows = _rows_of(index, split)
     cells = columns_of(index, rows, cut.columns, cut.catalog)
-    reader = _on_device(reader_for(model, index.schema))
+    source, reader = _reader(model, index)
     start, note = _start(reader, index, beside.zero_shot)
-    rival = None if beside.rival is None else (beside.rival, _on_device(reader_for(beside.rival, index.schema)))
-    report, scores = evaluate_reader(reader, index, split, source=model, start=start, rival=rival)
+    rival = None if beside.rival is None else _reader(beside.rival, index)
+    report, scores = evaluate_reader(reader, index, split, source=source, start=start, rival=rival)
     report = replace(
         report,
         slices=slices(Questions.of(index, scores.rows), scores, cells),
@@ -136,6 +138,11 @@ def evaluate_reader(
     return report, answered[0].scores
 
 
+def _reader(model: str, index: ShardIndex) -> tuple[str, AttributeReader]:
+    source = pinned(model)
+    return source, _on_device(reader_for(resolve_model(source), index.schema))
+
+
 def _start(
     reader: AttributeReader, index: ShardIndex, zero_shot: str | None
 ) -> tuple[tuple[str, AttributeReader] | None, str | None]:
@@ -144,7 +151,7 @@ def _start(
     if source is None or source == NOTHING:
         return None, None
     try:
-        return (source, _on_device(load_model(source, index.schema))), None
+        return (source, _on_device(load_model(resolve_model(source), index.schema))), None
     except UserError as error:
         if zero_shot:
             raise

@@ -14,7 +14,7 @@ from facetclip.interruption import REQUEUE, Interrupted
 from facetclip.model import load_model
 from facetclip.policy import Policy
 from facetclip.promotion import promote, rollback
-from facetclip.registry import resolve_model
+from facetclip.registry import file_evaluation, resolve_model
 from facetclip.report import comparison_tables, difference_table, summary_table
 from facetclip.runs import run_training
 from facetclip.scores import BATCH, reader_digest
@@ -65,11 +65,13 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Measure a model and print the tables."""
-    rival = None if args.rival is None else resolve_model(args.rival)
-    beside, cut = Beside(args.against, rival), Cut(args.slice, args.catalog)
-    report = evaluate(resolve_model(args.model), args.shards, args.split, args.out, beside=beside, cut=cut)
+    beside, cut = Beside(args.against, args.rival), Cut(args.slice, args.catalog)
+    report = evaluate(args.model, args.shards, args.split, args.out, beside=beside, cut=cut)
     print("\n\n".join(filter(None, [summary_table(report), comparison_tables(report)])))
     print(f"report: {args.out / 'index.html'}")
+    run_id = file_evaluation(report.model.source, args.split, report.numbers(), args.out)
+    if run_id is not None:
+        print(f"MLflow: run {run_id}, evaluation/{args.split}")
     return 0
 
 

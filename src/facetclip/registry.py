@@ -3,7 +3,8 @@
 import atexit
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 from facetclip.errors import UserError, first_line, redacted
 from facetclip.model import AttributeReader, load_model
+from facetclip.report_page import FILES
 from facetclip.schema import Schema
 from facetclip.scores import reader_digest
+from facetclip.spool import MOST_POINTS, RunRecord
 from facetclip.tracking import connector, metric_name, say, tracking_uri, unreachable
 
 CHALLENGER = "challenger"
@@ -116,6 +119,17 @@ def resolve_model(source: str) -> str:
     """
     if not source.startswith("models:/"):
         return source
+    name, version = version_of(source)
+    return model_folder(connect_registry(), name, version)
+
+
+def pinned(source: str) -> str:
+    """`models:/NAME/VERSION` of what an alias stands for now; any other source as it is."""
+    return "models:/{}/{}".format(*version_of(source)) if source.startswith("models:/") else source
+
+
+def version_of(source: str) -> tuple[str, str]:
+    """Name and version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`; UserError where there is no such version."""
     rest = source.removeprefix("models:/")
     at = rest.rfind("@")
     name, found = (rest[:at], rest[at + 1 :]) if at > 0 else (rest.rpartition("/")[0], rest.rpartition("/")[2])
@@ -123,12 +137,49 @@ def resolve_model(source: str) -> str:
         raise UserError(
             f"model {source!r}: expected models:/NAME@ALIAS, such as models:/shop@champion, or models:/NAME/3"
         )
+    if at < 0:
+        return name, found
     client = connect_registry()
-    version = found if at < 0 else aliases(client, name).get(found)
+    version = aliases(client, name).get(found)
     if version is None:
         known = ", ".join(sorted(aliases(client, name))) or "none"
         raise UserError(f"model {source!r}: no version of {name!r} has the alias {found!r}; the aliases are: {known}")
-    return model_folder(client, name, version)
+    return name, version
+
+
+def file_evaluation(source: str, split: str, numbers: Mapping[str, float], report: Path) -> str | None:
+    """Log an evaluation of the model `source` to the MLflow run that trained it; returns that run.
+
+    The numbers become the metrics SPLIT/..., the files of the folder `report` artifacts under evaluation/SPLIT. None
+    where no run is known, and with a line of warning where MLflow cannot be used.
+    """
+    try:
+        run_id = _run_of(source)
+        if run_id is None:
+            return None
+        client, now = connect_registry(), int(time.time() * 1000)
+        from mlflow.entities import Metric
+
+        points = [Metric(metric_name(f"{split}/{name}"), number, now, 0) for name, number in numbers.items()]
+        with told(f"run {run_id} of {tracking_uri()}"):
+            for first in range(0, len(points), MOST_POINTS):
+                client.log_batch(run_id, metrics=points[first : first + MOST_POINTS])
+            for name in FILES:
+                client.log_artifact(run_id, str(report / name), artifact_path=f"evaluation/{split}")
+    except UserError as error:
+        say(f"the evaluation is in {report}, but not in MLflow: {error}")
+        return None
+    return run_id
+
+
+def _run_of(source: str) -> str | None:
+    """The MLflow run that a registered version or the model of a run folder came from, where it is known here."""
+    if source.startswith("models:/"):
+        client, (name, version) = connect_registry(), version_of(source)
+        with told(source):
+            return client.get_model_version(name, version).run_id or None
+    record = RunRecord.read(Path(source).resolve().parent)
+    return record.run_id if record is not None and record.uri == redacted(tracking_uri()) else None
 
 
 def connect_registry() -> Any:

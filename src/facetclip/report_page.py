@@ -23,6 +23,7 @@ from facetclip.report_pictures import (
     row_shares,
 )
 
+FILES = ("index.html", "report.json", "summary.png")  # beside the pictures of single attributes
 COLUMNS = {  # of the table of all numbers: metric -> what stands above
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -31,8 +32,8 @@ COLUMNS = {  # of the table of all numbers: metric -> what stands above
     "log_loss": "log loss",
     "ece": "ECE",
     "coverage_90": "coverage at 90%",
-    "coverage_95": "at 95%",
-    "coverage_99": "at 99%",
+    "coverage_95": "coverage at 95%",
+    "coverage_99": "coverage at 99%",
 }
 TILES = {
     "macro_f1": "macro-F1",
@@ -40,7 +41,7 @@ TILES = {
     "exact_match": "all attributes right",
     "balanced_accuracy": "balanced accuracy",
     "ece": "calibration error",
-    "coverage_95": "coverage at 95% precision",
+    "coverage_95": "coverage at 95%",
 }
 LOWER_IS_BETTER = ("ece", "log_loss")
 LEAST_SCALE = 0.05  # of the axis of differences
@@ -61,7 +62,7 @@ def render_page(report: EvalReport, photos: Mapping[int, str]) -> str:
         tiles=_tiles(report),
         rows={name: _rows(report, name) for name in names},
         mean_rows=_mean_rows(report),
-        beside={name: beside(report, name) for name in names},
+        beside={name: beside(report, name, rival=True) for name in names},
         forests=[_forest(part, *found) for part, found in report.comparisons.items()],
         curves={name: _coverage_dial(report, name) for name in report.model.curves},
         dots={name: reliability_dots(each) for name, each in report.model.attributes.items()},
@@ -126,10 +127,11 @@ def _forest(part: str, other: Reading, more: Comparison) -> dict[str, Any]:
         }
         for name, each in rows.items()
     ]
-    titles = {**COLUMNS, "exact_match": "all attributes right"}
-    means = {**more.mean, "exact_match": more.exact_match}
+    means, titles = {**more.mean, "exact_match": more.exact_match}, {**COLUMNS, **TILES}
     overall = [
-        (titles[key], means[key], verdict(means[key], lower=key in LOWER_IS_BETTER)) for key in titles if key in means
+        (title, means[key], verdict(means[key], lower=key in LOWER_IS_BETTER))
+        for key, title in titles.items()
+        if key in means
     ]
     return {"part": part, "source": other.source, "extent": extent, "bars": bars, "overall": overall}
 
@@ -154,13 +156,16 @@ def _coverage_dial(report: EvalReport, name: str) -> dict[str, Any]:
     def up(precision: float) -> float:
         return round(DIAL - DIAL * (max(precision, floor) - floor) / (1 - floor), 1)
 
-    own = report.model.estimates[name]
+    own, kept = report.model.estimates[name], {each.precision: each for each in promises}
     return {
         "floor": round(floor, 1),
         "lines": {part: _points(curve, up) for part, curve in reversed(lines.items())},
-        "targets": [(target, up(target), round(DIAL * own[key].value, 1), own[key]) for key, target in TARGETS.items()],
-        "promises": [(each, DIAL * each.coverage, up(each.kept.value)) for each in promises if each.kept],
-        "table": promises,
+        "targets": [
+            {"precision": target, "up": up(target), "at": round(DIAL * own[key].value, 1), "number": own[key]}
+            | {"promise": kept.get(target)}
+            for key, target in TARGETS.items()
+        ],
+        "promises": [(each, round(DIAL * each.coverage, 1), up(each.kept.value)) for each in promises if each.kept],
     }
 
 
@@ -189,6 +194,7 @@ def write_report(report: EvalReport, out: Path, photos: Mapping[int, str]) -> No
     for name, measured in report.model.attributes.items():
         write_whole(out / f"confusion_{quote(name, safe=' ')}.png", draw_confusion(name, measured))
         write_whole(out / f"reliability_{quote(name, safe=' ')}.png", draw_reliability(name, measured))
-    write_whole(out / "summary.png", draw_summary(report))
-    write_whole(out / "index.html", render_page(report, photos).encode("utf-8"))
-    write_whole(out / "report.json", report.to_json().encode("utf-8"))
+    page, numbers, picture = FILES
+    write_whole(out / picture, draw_summary(report))
+    write_whole(out / page, render_page(report, photos).encode("utf-8"))
+    write_whole(out / numbers, report.to_json().encode("utf-8"))

@@ -136,7 +136,8 @@ def file_results(trainer: Trainer, judgement: Judgement, tracker: Tracker) -> st
     model = folder / "model"
     tracker.metrics(trainer.state.step, {f"final/{name}": value for name, value in judgement.values.items()})
     if judgement.loss is not None:
-        evaluate(str(model), trainer.index, "validation", folder / "validation")
+        report = evaluate(str(model), trainer.index, "validation", folder / "validation")
+        tracker.metrics(trainer.state.step, {f"report/{name}": value for name, value in report.numbers().items()})
         tracker.artifact(folder / "validation")
     for path in (folder / "run.json", model / CARD):
         tracker.artifact(path)
