@@ -83,12 +83,14 @@ def one_by_one(pixels: Tensor, made: Changes, shown: Levels) -> Tensor:
     """The same within a level of 255: on a processor whole numbers, and a photo that stays in its cache, are faster."""
     size = pixels.shape[-1]
     out = torch.from_numpy(np.empty(pixels.shape, dtype=np.float32))  # NumPy asks for huge pages: a third of the time
-    squares = zip(*(each.tolist() for each in (made.left, made.top, made.side, made.mirrored)), strict=True)
-    photos = zip(pixels.split(1), out.split(1), shown.scale.split(1), squares, strict=True)
-    for photo, place, scale, (left, top, side, mirrored) in photos:
+    listed = (each.tolist() for each in (made.left, made.top, made.side, made.mirrored, made.light))
+    photos = zip(pixels.split(1), out.split(1), shown.scale.split(1), *listed, strict=True)
+    for photo, place, scale, left, top, side, mirrored, light in photos:
         kept = photo[..., top : top + side, left : left + side]
         if side != size:
             kept = functional.interpolate(kept, (size, size), mode="bilinear", align_corners=False)
         place.copy_(kept.flip(3) if mirrored else kept)
-        torch.minimum(place.mul_(scale).add_(shown.offset), shown.white, out=place)
+        place.mul_(scale).add_(shown.offset)
+        if light > 1:
+            torch.minimum(place, shown.white, out=place)
     return out

@@ -22,6 +22,7 @@ from facetclip.squares import square_planes
 
 AHEAD = 2  # batches prepared while one is worked on
 MOST_THREADS = 16
+AT_ONCE = 4  # photos that a thread is handed: so many that handing over hardly counts, few enough to end together
 CACHE_BYTES = 1 << 30
 Portion = TypeVar("Portion")
 Ready = TypeVar("Ready")
@@ -96,10 +97,11 @@ class PixelReader:
         out[known] = self._kept[places[known]]
         missing = np.flatnonzero(~known)
 
-        def put(at: int) -> None:
-            out[at] = self.square(rows[at]).transpose(1, 2, 0)
+        def put(first: int) -> None:
+            for at in missing[first : first + AT_ONCE]:
+                out[at] = self.square(rows[at]).transpose(1, 2, 0)
 
-        for _ in self._pool.map(put, missing.tolist()):
+        for _ in self._pool.map(put, range(0, len(missing), AT_ONCE)):
             pass
         new = missing[inside[missing]]
         self._kept[places[new]] = out[new]
