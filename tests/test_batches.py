@@ -1,13 +1,19 @@
+import resource
+import shutil
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from small_shop import make_shards
+from small_shop import SCHEMA, make_shards
 
 from facetclip.batches import PixelReader, ahead, decoding_threads, uniforms
+from facetclip.index import open_index, write_index
 
 
 def test_uniforms_are_even_and_depend_on_the_place_alone() -> None:
@@ -46,6 +52,56 @@ def test_a_process_decodes_by_its_share_of_the_processors(monkeypatch: pytest.Mo
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         shares.append(decoding_threads())
     assert shares == [16, 12, 2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU")
+def test_photos_for_a_gpu_lie_where_it_can_fetch_them(tmp_path: Path) -> None:
+    index = make_shards(tmp_path, 6)
+    pinned, plain = (PixelReader(index, 24, "pad", pinned=pinned).pixels(np.arange(6)) for pinned in (True, False))
+    assert pinned.is_pinned()
+    assert not plain.is_pinned()
+    assert torch.equal(pinned.cuda(non_blocking=True).cpu(), plain)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="looks for its memory in /proc")
+def test_memory_does_not_grow_from_epoch_to_epoch(tmp_path: Path) -> None:
+    index = make_shards(tmp_path, 60)
+    reader, held = PixelReader(index, 128, "pad", threads=3), []
+    for epoch in range(30):
+        order = np.random.default_rng(epoch).permutation(60)
+        photos = 0
+        for batch in ahead(reader.batch, [order[start : start + 16] for start in range(0, 60, 16)]):
+            photos += len(batch.rows)
+        assert photos == 60
+        held.append(resident_bytes())
+    an_epoch = 60 * 128 * 128 * 3
+    # The first ones fill the memory that threads keep for themselves; of fifteen more not a twentieth stays.
+    assert held[-1] - held[14] < 15 * an_epoch / 20
+
+
+def test_a_row_of_the_catalog_costs_tens_of_bytes_however_many_there_are(tmp_path: Path) -> None:
+    small = make_shards(tmp_path / "shards", 20)
+    table = pq.read_table(tmp_path / "shards" / "index.parquet")
+    held = {}
+    for rows in (1_000, 100_000):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        shutil.copy(tmp_path / "shards" / small.shards[0].name, folder)
+        write_index(folder, table.take(np.arange(rows) % 20), SCHEMA, small.shards, {})
+        tracemalloc.start()
+        before = pa.total_allocated_bytes()
+        index = open_index(folder)
+        reader = PixelReader(index, 32, "pad", cached=None)
+        for batch in ahead(reader.batch, np.arange(rows)[-640:].reshape(-1, 64)):
+            assert batch.inputs.shape == (64, 3, 32, 32)
+        del batch
+        held[rows] = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before
+        tracemalloc.stop()
+    assert (held[100_000] - held[1_000]) / 99_000 < 60
 
 
 def test_portions_come_in_order_and_are_prepared_ahead() -> None:

@@ -91,9 +91,11 @@ class PixelReader:
         inside[inside] = self._cached[places[inside]] == rows[inside]
         known[inside] = self._known[places[inside]]
         shape = (len(rows), self.size, self.size, 3)
-        out = np.empty(shape, np.uint8)
         if self._pinned:
-            out = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+            photos = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            photos = torch.from_numpy(np.empty(shape, dtype=np.uint8))
+        out = photos.numpy()
         out[known] = self._kept[places[known]]
         missing = np.flatnonzero(~known)
 
@@ -106,7 +108,7 @@ class PixelReader:
         new = missing[inside[missing]]
         self._kept[places[new]] = out[new]
         self._known[places[new]] = True
-        return torch.from_numpy(out).permute(0, 3, 1, 2)
+        return photos.permute(0, 3, 1, 2)
 
     def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
         """The same portions; shards that must be brought from elsewhere come ahead of them."""
