@@ -96,9 +96,8 @@ def test_a_row_of_the_catalog_costs_tens_of_bytes_however_many_there_are(tmp_pat
         before = pa.total_allocated_bytes()
         index = open_index(folder)
         reader = PixelReader(index, 32, "pad", cached=None)
-        for batch in ahead(reader.batch, np.arange(rows)[-640:].reshape(-1, 64)):
-            assert batch.inputs.shape == (64, 3, 32, 32)
-        del batch
+        shapes = [batch.inputs.shape for batch in ahead(reader.batch, np.arange(rows)[-640:].reshape(-1, 64))]
+        assert shapes == [(64, 3, 32, 32)] * 10
         held[rows] = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - before
         tracemalloc.stop()
     assert (held[100_000] - held[1_000]) / 99_000 < 60
