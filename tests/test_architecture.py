@@ -65,7 +65,7 @@ LAYERS = [
     {"squares"},
     {"index", "images"},
     {"prefetch"},
-    {"colours", "letters", "store"},
+    {"colours", "letters", "store", "outputs"},
     {"cache", "remote"},
     {"intervals"},
     {"coverage"},

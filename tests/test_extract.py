@@ -12,7 +12,7 @@ import torch
 from small_shop import SCHEMA, SCHEMA_TOML, make_labels, make_reader, make_shards, photo
 
 from facetclip import extract as extraction
-from facetclip import faults
+from facetclip import faults, outputs
 from facetclip.catalog import listed_text
 from facetclip.errors import UserError
 from facetclip.extract import FromCatalog, FromShards, extract
@@ -166,7 +166,7 @@ def test_any_number_of_processes_reads_each_item_once(tmp_path, monkeypatch, ind
 
 def test_a_killed_extraction_continues_to_the_same_bytes(tmp_path, monkeypatch, index, model, finished):
     """Killed before and after each write, one kill after another, in the same folder."""
-    write, due = extraction.write_whole, [0]
+    write, due = outputs.write_whole, [0]
 
     def count_down() -> None:
         due[0] -= 1
@@ -180,7 +180,7 @@ def test_a_killed_extraction_continues_to_the_same_bytes(tmp_path, monkeypatch, 
         count_down()
 
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(extraction, "write_whole", deadly)
+    monkeypatch.setattr(outputs, "write_whole", deadly)
     kills = 0
     for kill_at in (1, 2, 1, 3, 2, 1, 4, 1, 2):
         due[0] = kill_at
@@ -190,7 +190,7 @@ def test_a_killed_extraction_continues_to_the_same_bytes(tmp_path, monkeypatch, 
             kills += 1
     assert kills >= 6
     due[0] = -1
-    monkeypatch.setattr(extraction, "write_whole", write)
+    monkeypatch.setattr(outputs, "write_whole", write)
     extract(model, FromShards(index.folder), tmp_path / "out", part_size=PART)
     assert files(tmp_path / "out") == files(finished)
 

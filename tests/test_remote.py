@@ -5,12 +5,11 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import boto3
 import fsspec
 import pyarrow.parquet as pq
 import pytest
 from flaky_server import serving
-from moto.server import ThreadedMotoServer
+from s3_server import meet, s3_server
 from small_shop import make_labels, make_shards, photo
 from test_cache import ended, fork
 
@@ -44,28 +43,15 @@ def server(shop):
 @pytest.fixture(scope="module")
 def bucket(shop):
     """The shop in a real S3 server's bucket."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    address = "http://{}:{}".format(*moto.get_host_and_port())
-    client = boto3.client(
-        "s3", endpoint_url=address, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket="shop")
-    for path in shop.iterdir():
-        client.upload_file(str(path), "shop", f"shards/{path.name}")
-    yield address
-    moto.stop()
+    with s3_server() as (address, client):
+        for path in shop.iterdir():
+            client.upload_file(str(path), "shop", f"shards/{path.name}")
+        yield address
 
 
 def place_of(kind: str, shop: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if kind == "s3":
-        for name, value in (
-            ("AWS_ENDPOINT_URL", request.getfixturevalue("bucket")),
-            ("AWS_ACCESS_KEY_ID", "k"),
-            ("AWS_SECRET_ACCESS_KEY", "s"),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-        ):
-            monkeypatch.setenv(name, value)
+        meet(request.getfixturevalue("bucket"), monkeypatch)
         return "s3://shop/shards"
     if kind == "http":
         return request.getfixturevalue("server").url

@@ -2,17 +2,20 @@
 
 Part i holds items i*size .. (i+1)*size of what is asked for, so any number of processes share the parts without a word,
 and a run that was interrupted continues with the parts that are missing. A part names the request that it answers; a
-part of another request is never mixed in.
+part of another request is never mixed in. The folder of the parts may be at any URL that fsspec writes to.
 """
 
 import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,10 @@ import torch
 from facetclip import faults
 from facetclip.catalog import Catalog, listed_text
 from facetclip.errors import UserError
-from facetclip.files import write_whole
 from facetclip.images import BadImage, verdict
 from facetclip.model import ModelCard
+from facetclip.outputs import Output, open_output
+from facetclip.remote import Absent
 from facetclip.schema import Attribute
 from facetclip.scores import BATCH, Scores, not_applicable, reader_digest, reader_for, score_rows
 from facetclip.sources import FromCatalog, FromShards, Items, open_items
@@ -35,6 +39,10 @@ MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.csv"
 FORMAT = "facetclip-scores-1"
 PART_SIZE = 4096
+READERS = 8  # files of the output read at a time
+FOOT = 64 << 10  # bytes at a part's end in which, nearly always, it says what it answers
+PART = re.compile(r"part-\d{6,}\.parquet")
+LEFT = re.compile(r"\.?(part-\d{6,}\.parquet|manifest\.json|quarantine\.csv)\.[0-9a-f]{8}\.tmp")  # by killed processes
 LONGEST_WAIT = timedelta(days=1)  # of one process for the others' parts; a launcher ends all when one dies
 COLUMNS = pa.schema(
     [
@@ -52,9 +60,9 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Extraction:
-    """What an extraction left in `folder`. `reused`: parts of this process that an earlier run had finished."""
+    """What an extraction left in `out`. `reused`: parts of this process that an earlier run had finished."""
 
-    folder: Path
+    out: Output
     items: int
     parts: int
     reused: int
@@ -90,16 +98,16 @@ class _Job:
 
     items: Items
     request: _Request
-    out: Path
+    out: Output
 
     @property
     def count(self) -> int:
         """How many parts there are."""
         return -(-self.request.items // self.request.part_size)
 
-    def path(self, number: int) -> Path:
+    def name(self, number: int) -> str:
         """The file of a part."""
-        return self.out / f"part-{number:06d}.parquet"
+        return f"part-{number:06d}.parquet"
 
     def rows(self, number: int) -> np.ndarray:
         """The rows of the source that a part answers."""
@@ -110,24 +118,24 @@ class _Job:
 def extract(
     model: str,
     source: FromShards | FromCatalog,
-    out: Path,
+    out: Path | str,
     *,
     batch_size: int = BATCH,
     part_size: int = PART_SIZE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Extraction | None:
-    """Read `source` with `model` (a folder, a hub id, `starter`) into the folder `out`; all processes call it.
+    """Read `source` with `model` (a folder, a hub id, `starter`) into `out`, a folder or URL; all call it.
 
     The same command continues an interrupted run and ends with the same bytes. `progress` is told (parts, parts in all)
     of this process. None on every process but the first. UserError when `out` answers another request.
     """
     if min(batch_size, part_size) < 1:
         raise UserError(f"batch and part size: expected at least 1, found {batch_size} and {part_size}")
-    items = open_items(source)
+    output, items = open_output(out), open_items(source)
     state = _processes()
     reader = reader_for(model, items.schema).to(state.device)
     request = _Request(FORMAT, reader_digest(reader), items.digest, items.split, len(items.rows), part_size)
-    job = _Job(items, request, out)
+    job = _Job(items, request, output)
     _refuse_others(job)
     first, after = (rank * job.count // state.num_processes for rank in (state.process_index, state.process_index + 1))
     mine = range(first, after)  # neighbours, whose shards are too
@@ -138,7 +146,7 @@ def extract(
         else:
             skip_bad = items.catalog is not None
             scores = score_rows(reader, items.photos, job.rows(number), batch_size=batch_size, skip_bad=skip_bad)
-            write_whole(job.path(number), _encoded(job, scores))
+            job.out.write(job.name(number), _encoded(job, scores))
             faults.reach("extract.after_part")
         if progress is not None:
             progress(done, len(mine))
@@ -210,34 +218,41 @@ def _answers(attribute: Attribute, probabilities: np.ndarray, excluded: np.ndarr
 
 def _refuse_others(job: _Job) -> None:
     """UserError when the folder holds a manifest or part of another request."""
-    parts = sorted(job.out.glob("part-*.parquet"))
-    found = {path: _request_of(path) for path in [*parts, *job.out.glob(MANIFEST)]}
+    names = [name for name in job.out.names() if name == MANIFEST or PART.fullmatch(name)]
     asked = asdict(job.request)
-    for path, answered in found.items():
-        if answered is not None and answered != asked:
-            differs = ", ".join(name for name in asked if answered.get(name) != asked[name])
-            raise UserError(f"{path}: answers another request (other {differs}); use another --out, or delete this one")
+    with ThreadPoolExecutor(READERS, thread_name_prefix="look") as pool:
+        for name, answered in zip(names, pool.map(partial(_request_of, job.out), names), strict=True):
+            if answered is not None and answered != asked:
+                differs = ", ".join(fact for fact in asked if answered.get(fact) != asked[fact])
+                raise UserError(
+                    f"{job.out.spot(name)}: answers another request (other {differs}); use another --out, or delete "
+                    "this one"
+                )
 
 
-def _request_of(path: Path) -> dict[str, Any] | None:
+def _request_of(out: Output, name: str) -> dict[str, Any] | None:
     """The request that a part or manifest answers; None when the file is damaged, to be written again."""
     try:
-        if path.name == MANIFEST:
-            return json.loads(path.read_bytes())["request"]
-        return json.loads((pq.read_schema(path).metadata or {})[b"request"])
+        if name == MANIFEST:
+            return json.loads(out.read(name))["request"]
+        try:
+            facts = pq.read_schema(pa.BufferReader(out.read(name, FOOT))).metadata
+        except pa.ArrowException:  # perhaps it says so much
+            facts = pq.read_schema(pa.BufferReader(out.read(name))).metadata
+        return json.loads((facts or {})[b"request"])
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None
 
 
 def _finished(job: _Job, number: int) -> _Part | None:
     """A part that is there, whole, of this request, with exactly its items in order; else None."""
-    path, rows = job.path(number), job.rows(number)
-    if not path.is_file() or _request_of(path) != asdict(job.request):
-        return None
-    content = path.read_bytes()
+    name, rows = job.name(number), job.rows(number)
     try:
+        content = job.out.read(name)
         table = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True).read()
-    except (pa.ArrowException, OSError):
+        if json.loads(table.schema.metadata[b"request"]) != asdict(job.request):
+            return None
+    except (Absent, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
     bad = [tuple(entry) for entry in json.loads(table.schema.metadata[b"bad"])]
     good = rows[~np.isin(rows, [row for row, *_ in bad])].tolist()
@@ -246,7 +261,7 @@ def _finished(job: _Job, number: int) -> _Part | None:
         job.items.photos.item_id(row) for row in good
     ]:
         return None
-    return _Part(path.name, len(good), table.num_rows, hashlib.sha256(content).hexdigest(), bad)
+    return _Part(name, len(good), table.num_rows, hashlib.sha256(content).hexdigest(), bad)
 
 
 def _reusable(job: _Job, number: int) -> bool:
@@ -264,20 +279,23 @@ def _still_bad(job: _Job, row: int) -> bool:
 
 def _complete(job: _Job, model: str, card: ModelCard, reused: int) -> Extraction:
     """Check that every item is there once, then write quarantine.csv and, last, the manifest."""
-    parts = []
-    for number in range(job.count):
-        part = _finished(job, number)
-        if part is None:
-            raise UserError(f"{job.path(number)}: is missing or damaged after all; run the same command again")
-        parts.append(part)
-    for left in job.out.glob(".*.tmp"):  # what killed processes were writing
-        left.unlink(missing_ok=True)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="look") as pool:
+        parts = list(pool.map(partial(_present, job), range(job.count)))
+    for left in filter(LEFT.fullmatch, job.out.names()):
+        job.out.remove(left)
     bad = [entry for part in parts for entry in part.bad]
     if job.items.catalog is not None:
         _quarantine(job, job.items.catalog, bad)
     faults.reach("extract.before_manifest")
-    write_whole(job.out / MANIFEST, _manifest(job, model, card, parts))
+    job.out.write(MANIFEST, _manifest(job, model, card, parts))
     return Extraction(job.out, sum(part.items for part in parts), len(parts), reused, len(bad))
+
+
+def _present(job: _Job, number: int) -> _Part:
+    part = _finished(job, number)
+    if part is None:
+        raise UserError(f"{job.out.spot(job.name(number))}: is missing or damaged; run the same command again")
+    return part
 
 
 def _quarantine(job: _Job, catalog: Catalog, bad: list[tuple[int, str, str]]) -> None:
@@ -287,13 +305,13 @@ def _quarantine(job: _Job, catalog: Catalog, bad: list[tuple[int, str, str]]) ->
     table.writerow(["row", "item", "code", "message"])
     for row, code, message in bad:
         table.writerow([catalog.row_number(row), job.items.photos.item_id(row), code, message])
-    write_whole(job.out / QUARANTINE, out.getvalue().encode("utf-8"))
+    job.out.write(QUARANTINE, out.getvalue().encode("utf-8"))
     if len(bad) > job.items.max_bad * job.request.items:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
         raise UserError(
             f"{catalog.name}: {len(bad)} of {job.request.items} images cannot be read ({reasons}); --max-bad allows a "
             f"share of {job.items.max_bad:g}; the first is {catalog.where(bad[0][0])}: {bad[0][2]}; all are in "
-            f"{job.out / QUARANTINE}"
+            f"{job.out.spot(QUARANTINE)}"
         )
 
 

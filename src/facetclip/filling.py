@@ -5,10 +5,11 @@ the gap stays. What the table says is never replaced unless that is asked for.
 """
 
 import csv
+import hashlib
 import io
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from facetclip.calibration import Calibration
 from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
 from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
-from facetclip.files import write_whole
 from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
+from facetclip.outputs import Output, open_output, parted
+from facetclip.remote import Absent
 from facetclip.schema import NOT_APPLICABLE, Attribute, Schema, read_schema
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
@@ -59,39 +61,42 @@ class _Read:
     applies: np.ndarray
 
 
-def fill(scores: Path, catalog: str, schema: Path, out: Path, spec: FillSpec) -> dict[str, Filled]:
-    """Write `catalog` to `out` (.csv or .parquet) with what the finished extraction in `scores` fills in.
+def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: FillSpec) -> dict[str, Filled]:
+    """Write `catalog` to `out` (.csv or .parquet) with what the finished extraction in `scores` fills in; both may be
+    URLs.
 
     Beside each attribute's column stand two new ones, COLUMN_source (table or photo) and COLUMN_confidence. UserError
     where the scores are of another schema, lack the model's cut-offs, or items of the catalog are not among them.
     """
-    if out.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{out}: expected a file that ends in .csv or .parquet")
-    if out.exists():
-        raise UserError(f"{out} is there already; name another file")
-    manifest = _manifest(scores)
+    place, name = parted(out)
+    target, answered, suffix = open_output(place), open_output(scores), PurePath(name).suffix
+    if suffix not in (".csv", ".parquet"):
+        raise UserError(f"{target.spot(name)}: expected a file that ends in .csv or .parquet")
+    if target.exists(name):
+        raise UserError(f"{target.spot(name)} is there already; name another file")
+    manifest = _manifest(answered)
     card = ModelCard.from_json(json.dumps(manifest["card"]))
     meaning, table = read_schema(schema), read_catalog(catalog)
     table.require_columns(meaning)
-    _check(scores, card, meaning, table)
-    read = _read(scores, manifest, card, meaning, table)
+    _check(answered, card, meaning, table)
+    read = _read(answered, manifest, card, meaning, table)
     labels = encode_labels(table, meaning)
     columns = {name: table.table.column(name) for name in table.table.column_names}
     told = {}
-    for name, attribute in meaning.attributes.items():
-        cut = cutoff(card.cutoffs.get(name, ()), spec.precision)
-        told[name], columns = _with(columns, attribute, labels[name], read[name], cut, spec.overwrite)
-    write_whole(out, _encoded(pa.table(columns), out.suffix))
+    for attribute, means in meaning.attributes.items():
+        cut = cutoff(card.cutoffs.get(attribute, ()), spec.precision)
+        told[attribute], columns = _with(columns, means, labels[attribute], read[attribute], cut, spec.overwrite)
+    target.write(name, _encoded(pa.table(columns), suffix))
     return told
 
 
-def _manifest(scores: Path) -> dict[str, Any]:
+def _manifest(scores: Output) -> dict[str, Any]:
     try:
-        manifest = json.loads((scores / MANIFEST).read_bytes())
-    except OSError as error:
+        manifest = json.loads(scores.read(MANIFEST))
+    except Absent as error:
         raise UserError(f"{scores}: no {MANIFEST}; run facetclip extract to its end first") from error
     except ValueError as error:
-        raise UserError(f"{scores / MANIFEST}: not JSON: {error}") from error
+        raise UserError(f"{scores.spot(MANIFEST)}: not JSON: {error}") from error
     if not manifest.get("card", {}).get("cutoffs"):
         raise UserError(
             f"{scores}: the model that was read with does not know when to abstain; train it with a validation split"
@@ -99,7 +104,7 @@ def _manifest(scores: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check(scores: Path, card: ModelCard, schema: Schema, table: Catalog) -> None:
+def _check(scores: Output, card: ModelCard, schema: Schema, table: Catalog) -> None:
     theirs = card.schema
     if theirs is None or {n: a.values for n, a in theirs.attributes.items()} != {
         n: a.values for n, a in schema.attributes.items()
@@ -111,9 +116,11 @@ def _check(scores: Path, card: ModelCard, schema: Schema, table: Catalog) -> Non
                 raise UserError(f"{table.name}: has a column {name!r} already; fill the catalog that it came from")
 
 
-def _read(scores: Path, manifest: dict[str, Any], card: ModelCard, schema: Schema, table: Catalog) -> dict[str, _Read]:
+def _read(
+    scores: Output, manifest: dict[str, Any], card: ModelCard, schema: Schema, table: Catalog
+) -> dict[str, _Read]:
     """Every attribute as the photos read it; an item without scores (its photo was bad) is read with no certainty."""
-    whole = pa.concat_tables([pq.read_table(scores / part["name"]) for part in manifest["parts"]])
+    whole = pa.concat_tables([_part(scores, part) for part in manifest["parts"]])
     place = {item: row for row, item in enumerate(table.column(schema.columns.item))}
     if strange := next((item for item in whole.column("item_id").to_pylist() if item not in place), None):
         raise UserError(f"{table.name}: has no item {strange!r}, which {scores} reads; give the catalog it was made of")
@@ -130,6 +137,14 @@ def _read(scores: Path, manifest: dict[str, Any], card: ModelCard, schema: Schem
         excluded = mine.column("not_applicable").to_numpy()
         found[name] = _placed(len(table), rows, labels_of(attribute, shown), sure, ~excluded)
     return found
+
+
+def _part(scores: Output, part: dict[str, Any]) -> pa.Table:
+    """One part of the scores; UserError where it is not what the manifest says."""
+    content = scores.read(part["name"])
+    if hashlib.sha256(content).hexdigest() != part["sha256"]:
+        raise UserError(f"{scores.spot(part['name'])}: is not what {MANIFEST} says; run facetclip extract again")
+    return pq.read_table(io.BytesIO(content))
 
 
 def _placed(items: int, rows: np.ndarray, label: np.ndarray, sure: np.ndarray, applies: np.ndarray) -> _Read:

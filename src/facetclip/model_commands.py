@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from facetclip.config import read_run
-from facetclip.errors import UserError
+from facetclip.errors import UserError, redacted
 from facetclip.evaluate import Beside, Cut, evaluate, examiner
-from facetclip.extract import PART_SIZE, extract
+from facetclip.extract import PART_SIZE, QUARANTINE, extract
 from facetclip.filling import FillSpec, fill
 from facetclip.interruption import REQUEUE, Interrupted
 from facetclip.model import load_model
@@ -84,7 +84,7 @@ def add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schema", type=Path, help="of the catalog")
     parser.add_argument("--images", type=Path, help="the folder that the catalog's image paths are under")
     parser.add_argument("--max-bad", type=float, default=0.01, help="largest share of images that may be unusable")
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the scores; to go on, the same")
+    parser.add_argument("--out", required=True, help="the folder of the scores, also a URL; to go on, the same")
     parser.add_argument("--batch", type=int, default=BATCH, help="images at a time")
     parser.add_argument("--part-size", type=int, default=PART_SIZE, help="items in a Parquet part")
 
@@ -93,8 +93,8 @@ def run_extract(args: argparse.Namespace) -> int:
     """Read every attribute of every item."""
     done = extract(resolve_model(args.model), _source(args), args.out, batch_size=args.batch, part_size=args.part_size)
     if done:
-        bad = f"; {done.bad} unreadable, see {done.folder / 'quarantine.csv'}" if done.bad else ""
-        print(f"{done.folder}: {done.items} items in {done.parts} parts{bad}")
+        bad = f"; {done.bad} unreadable, see {done.out.spot(QUARANTINE)}" if done.bad else ""
+        print(f"{done.out}: {done.items} items in {done.parts} parts{bad}")
     return 0
 
 
@@ -110,10 +110,10 @@ def _source(args: argparse.Namespace) -> FromShards | FromCatalog:
 
 def add_fill(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip fill`."""
-    parser.add_argument("scores", type=Path, help="a finished extraction of the catalog")
+    parser.add_argument("scores", help="a finished extraction of the catalog, a folder or URL")
     parser.add_argument("catalog", help="the catalog that was read; it is not changed")
     parser.add_argument("--schema", type=Path, required=True, help="what its columns mean")
-    parser.add_argument("--out", type=Path, required=True, help="the filled catalog to write, .csv or .parquet")
+    parser.add_argument("--out", required=True, help="the filled catalog to write, .csv or .parquet; also a URL")
     parser.add_argument("--precision", type=float, default=0.95, help="the share of filled cells that shall be right")
     parser.add_argument("--overwrite", action="store_true", help="replace what the table says, too, where it disagrees")
 
@@ -126,7 +126,7 @@ def run_fill(args: argparse.Namespace) -> int:
         cut = "never sure enough" if done.threshold is None else f"where at least {done.threshold:.3f} sure"
         replaced = f", {done.replaced} replaced" if args.overwrite else ""
         print(f"{name}: {done.filled} of {done.gaps} gaps filled, {cut}{replaced}")
-    print(f"{args.out}: each filled cell says so in COLUMN_source and COLUMN_confidence")
+    print(f"{redacted(args.out)}: each filled cell says so in COLUMN_source and COLUMN_confidence")
     return 0
 
 

@@ -1,9 +1,11 @@
-"""Files at a URL that fsspec knows (s3, gs, https, hf ...): what they are, and bringing one here."""
+"""Files at a URL that fsspec knows (s3, gs, https, hf ...): what they are, bringing one here, and putting one there."""
 
 import hashlib
 import random
+import secrets
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -20,10 +22,16 @@ STILL = 60.0  # seconds without a byte after which an HTTP connection counts as 
 # What backends call the marks of a file's version.
 STAMPS = ("ETag", "etag", "Last-Modified", "LastModified", "mtime", "generation", "updated", "last_commit", "blob_id")
 _WEB = ("http", "https")
+# A file put there is seen whole or not at all; elsewhere it is renamed when it is whole.
+_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory", "hf"}
 
 
 class Unreachable(Exception):
     """The other side did not give what was asked for; another try may. Says why, without secrets."""
+
+
+class Absent(UserError):
+    """There is no such file."""
 
 
 class Stopped(Exception):
@@ -63,6 +71,72 @@ class RemoteFolder:
         marks = [f"{key}={facts[key]}" for key in STAMPS if facts.get(key)]
         size = facts.get("size")
         return size, hashlib.sha256(f"{size} {marks}".encode()).hexdigest() if marks else None
+
+    def names(self) -> list[str]:
+        """The files of the folder, sorted; none where there is no folder."""
+
+        def ask() -> list[str]:
+            system, path = self._system()
+            system.invalidate_cache()
+            return [file["name"] for file in system.ls(path, detail=True) if file["type"] == "file"]
+
+        try:
+            found = self._patiently("", lambda: self._asked(ask))
+        except Absent:
+            return []
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+
+    def read(self, name: str, last: int | None = None) -> bytes:
+        """A file's bytes, or the `last` of them. Absent where there is no such file."""
+
+        def ask() -> bytes:
+            system, path = self._system(name)
+            return system.cat_file(path, start=None if last is None else -last)
+
+        return self._patiently(name, lambda: self._asked(ask))
+
+    def write(self, name: str, content: bytes) -> None:
+        """`content` as a file, whole or not at all; one of that name is replaced."""
+
+        def ask() -> None:
+            system, path = self._system(name)
+            faults.reach("remote.before_put")
+            if self._scheme in _WHOLE:
+                system.pipe_file(path, content)
+                return
+            system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            beside = f"{path}.{secrets.token_hex(4)}.tmp"
+            system.pipe_file(beside, content)
+            faults.reach("remote.before_rename")
+            if system.exists(path):
+                system.rm_file(path)  # not everything renames onto a file
+            system.mv(beside, path)
+
+        self._patiently(name, lambda: self._asked(ask), doing="written")
+
+    def require_writable(self) -> None:
+        """UserError where files cannot be put here."""
+        if self._web:
+            raise UserError(f"{self}: nothing can be written over the web; name a folder, or s3://, gs:// ...")
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+        def ask() -> bool:
+            system, path = self._system(name)
+            system.invalidate_cache()
+            return system.exists(path)
+
+        return self._patiently(name, lambda: self._asked(ask))
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with suppress(Absent):
+            self._patiently(name, lambda: self._asked(partial(self._remove, name)), doing="deleted")
+
+    def _remove(self, name: str) -> None:
+        system, path = self._system(name)
+        system.rm_file(path)
 
     def download(
         self,
@@ -136,9 +210,11 @@ class RemoteFolder:
             error = cause or raised  # over the web everything is "not found" at first
             status = getattr(error, "status", 0)
             if isinstance(error, FileNotFoundError) or status in (404, 410):
-                raise UserError("not found") from None
+                raise Absent("not found") from None
             if isinstance(error, PermissionError) or status in (401, 403):
                 raise UserError(f"access is denied ({first_line(error)})") from None
+            if isinstance(error, NotImplementedError):
+                raise UserError(f"{self._scheme}:// cannot do this") from None
             raise Unreachable(first_line(error)) from None
 
     def _patiently(
@@ -147,6 +223,7 @@ class RemoteFolder:
         act: Callable[[], Any],
         progress: Callable[[], int] = lambda: 0,
         stop: threading.Event | None = None,
+        doing: str = "read",
     ) -> Any:
         """What `act` returns, tried anew until TRIES of them made no `progress`, or `stop` is set."""
         failed, wait, most = 0, FIRST_WAIT, progress()
@@ -154,21 +231,25 @@ class RemoteFolder:
             try:
                 return act()
             except UserError as error:
-                raise UserError(f"{self.spot(name)}: {error}") from error
+                raise type(error)(f"{self.spot(name)}: {error}") from error
             except Unreachable as error:
                 reached = progress()
                 if reached > most:
                     failed, wait, most = 0, FIRST_WAIT, reached
                 failed += 1
                 if failed >= TRIES:
-                    raise UserError(f"{self.spot(name)}: could not be read in {TRIES} tries: {error}") from error
+                    raise UserError(f"{self.spot(name)}: could not be {doing} in {TRIES} tries: {error}") from error
             if (stop or threading.Event()).wait(wait * random.uniform(0.5, 1)):
                 raise Stopped
             wait = min(2 * wait, LONGEST_WAIT)
 
     @property
+    def _scheme(self) -> str:
+        return self.url.partition("://")[0]
+
+    @property
     def _web(self) -> bool:
-        return self.url.partition("://")[0] in _WEB
+        return self._scheme in _WEB
 
     def _url(self, name: str) -> str:
         """`name` under the URL; of a signed web address the query stays behind it."""
