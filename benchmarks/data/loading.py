@@ -3,9 +3,10 @@
 The same 256 pixel JPEGs to normalised float batches of 224 pixels on the processor: ours against open_clip's loader and
 transform, plain webdataset with Pillow, mosaicml-streaming on MDS, and `datasets` with transformers' image processor.
 Each runs in a process of its own, an epoch at a time. First every peer is tried with several numbers of workers (ours:
-of threads); then each goes with the number that took least processor time and the one that was fastest on the clock,
-in turn. Memory is the largest sum of PSS over a process and its workers (pages that several share count once), also
-of the DataLoaders with 8 workers.
+of threads); then each goes with the number that took least processor time, and where it is another with the one that
+was fastest on the clock, in turn. Memory is the largest sum of PSS over a process and its workers (pages that several
+share count once), also of the DataLoaders with 8 workers. How many batches should be ready ahead is measured with a
+consumer that pauses between them, in the mean as long as a batch takes, now longer and now shorter.
 """
 
 import argparse
@@ -22,16 +23,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.loaders import tree
+import numpy as np
+import torch
+from benchmarks.data.loaders import BATCH, SIZE, tree
 from benchmarks.data.peers import ROOT, interpreter, versions
 from benchmarks.data.sharding import catalog
-from benchmarks.measuring import environment, interleaved, ratio, write_result
+from benchmarks.measuring import environment, interleaved, ratio, wall_seconds, write_result
+
+from facetclip.batches import PixelReader, ahead
+from facetclip.index import open_index
 
 RESULT = ROOT / "benchmarks" / "results" / "loading.json"
 SHARDS = 16
 WORKERS = {"ours": (1, 2, 4)}  # threads; of the peers:
 PEER_WORKERS = (0, 1, 2)
 ENVIRONMENTS = {"open_clip": "clip", "webdataset": "clip", "streaming": "streaming", "datasets": "clip"}
+DEPTHS = (1, 2, 4, 8)
 CROWD = 8  # workers of the DataLoader that memory is held against
 PEERS = ["open_clip_torch", "torchvision", "torch", "webdataset", "datasets", "transformers", "pillow"]
 SHARDING = """
@@ -144,6 +151,31 @@ def compared(taken: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
+def depths(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
+    """Seconds on the clock of an epoch by how many batches are prepared ahead, and of no pause or no batch alone."""
+    torch.set_num_threads(1)
+    index, random = open_index(folder / "shards"), np.random.default_rng(0)
+    reader, order = PixelReader(index, SIZE, "crop", threads=threads), random.permutation(len(index))
+    portions = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+
+    def batches() -> None:
+        for rows in portions:
+            reader.batch(rows)
+
+    batches()
+    alone = wall_seconds(batches)
+    pauses = random.permutation(np.resize([0.2, 0.6, 1.0, 1.4, 1.8], len(portions))) * alone / len(portions)
+
+    def consumed(depth: int) -> None:
+        for pause, _ in zip(pauses, ahead(reader.batch, portions, depth), strict=True):
+            time.sleep(pause)
+
+    ways = {str(depth): partial(wall_seconds, partial(consumed, depth)) for depth in DEPTHS}
+    taken = interleaved({"batches alone": partial(wall_seconds, batches)} | ways, rounds)
+    seconds = {name: round(statistics.median(each), 3) for name, each in taken.items()}
+    return {"threads": threads, "pauses_alone": round(float(pauses.sum()), 3), "seconds": seconds}
+
+
 def pss(process: int) -> int:
     """Bytes of a process, of shared pages its share."""
     try:
@@ -206,6 +238,7 @@ def main() -> None:
                 f"{CROWD}_workers": {who: peak_megabytes(make(who, CROWD)) for who in ENVIRONMENTS},
             },
         }
+        result["batches_ahead"] = depths(folder, best["wall"]["ours"], args.rounds)
         if best["wall"] != best["cpu"]:
             result["fastest_on_the_clock"] = side_by_side(make, best["wall"], args.rounds)
     result["seconds"] = round(time.monotonic() - start)
