@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from strange_shop import ROWS, SCHEMA, build, contents, make_shop, photo, spec, write_photo
 
-from facetclip import faults, shards, updates
+from facetclip import faults, updates
 from facetclip.catalog import Catalog, read_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
@@ -361,14 +361,25 @@ def test_an_update_that_was_stopped_goes_on(shop, place, count, reused):
     assert_as_fresh(shop)
 
 
-def test_an_update_that_was_stopped_is_not_gone_on_with_by_another_catalog(shop):
+def test_an_update_that_was_stopped_gives_way_to_a_later_catalog_but_not_within_portions(shop):
+    added(shop, range(40, 60))
+    stopped(shop, "shards.before_index")
+    assert len(tars(shop / "shards")) == 8
+    write(shop, table(shop)[:-12])
+    with pytest.raises(UserError, match=r"an update by another catalog.* was interrupted; run that again"):
+        build_portion(read_catalog(str(shop / "catalog.csv")), SCHEMA, spec(shop, update=True), Portion(0, 2))
+    update(shop)
+    assert len(tars(shop / "shards")) == 6, "nothing that no index names is left for a plain reader of tars"
+    assert_as_fresh(shop)
+
+
+def test_a_photo_replaced_after_the_stop_is_not_missed(shop):
     added(shop, range(40, 50))
     stopped(shop, "shards.after_part")
-    added(shop, [50])
-    with pytest.raises(UserError, match=r"an update by another catalog.* was interrupted; .*delete .*\.parts first"):
-        update(shop)
-    shards.shutil.rmtree(shop / "shards" / PARTS)
-    update(shop)
+    (shop / "photos" / "a" / "7.jpg").write_bytes(encode_jpeg(photo(999)))
+    report = update(shop)
+    assert report.changes
+    assert report.changes.changed == 1
     assert_as_fresh(shop)
 
 

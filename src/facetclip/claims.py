@@ -56,8 +56,12 @@ def _agree(build: Build) -> None:
         return
     if (out / INDEX_NAME).exists() and json.loads(plan)["work"] == read_metadata(out / INDEX_NAME)["work"]:
         write_whole(path, own)  # that work is done; its process was killed before it cleared up
+    elif build.kept is not None and build.portion == WHOLE:  # nobody else is at it, and the index counts on none of it
+        for left in (*path.parent.glob("shard-*.parquet"), *filter(build.is_new, out.glob("*.tar"))):
+            left.unlink()
+        write_whole(path, own)
     elif build.kept is not None:
-        raise UserError(f"{out}: an update by {OTHER} was interrupted; run that again, or delete {path.parent} first")
+        raise UserError(f"{out}: an update by {OTHER} was interrupted; run that again, or the new one without parts")
     else:
         raise UserError(f"{out}: holds an unfinished build of {OTHER}; delete it or use another --out")
 

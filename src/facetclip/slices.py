@@ -5,6 +5,8 @@ So every process, on whatever machine, knows the same slices by itself.
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,7 @@ FEWEST_PER_SHARD = 64
 FEWEST_SHARDS = 16  # where there are rows enough, so that several processes have work
 SMALLEST_RESIZE = 32
 FORMAT = "facetclip-shards-2"
+_NUMBERED = re.compile(r"shard-(\d+)\.tar")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,11 @@ class Build:
 
     def _stem(self, number: int) -> str:
         return f"shard-{self.first_shard + number:06d}"
+
+    def is_new(self, tar: Path) -> bool:
+        """Whether this is a shard of this build, not of the folder that it updates."""
+        found = _NUMBERED.fullmatch(tar.name)
+        return found is not None and int(found[1]) >= self.first_shard
 
     @property
     def downloads(self) -> Path | None:
@@ -253,6 +261,11 @@ def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Porti
         total.update(numbers.tobytes())
     places = np.arange(len(rows.items))
     return Build(rows, schema, spec, places, total.hexdigest(), total.hexdigest(), portion)
+
+
+def first_free(shards: Iterable[Shard]) -> int:
+    """The number from which on no shard is called that of one of these."""
+    return 1 + max((int(found[1]) for shard in shards if (found := _NUMBERED.fullmatch(shard.name))), default=-1)
 
 
 def _cut(column: pa.ChunkedArray, places: list[int]) -> list:

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,14 +24,14 @@ from facetclip.errors import UserError
 from facetclip.files import write_once
 from facetclip.index import INDEX_NAME, ShardIndex, open_index, read_metadata
 from facetclip.indexing import sources_of
-from facetclip.slices import PARTS, Build, Kept, found_in, image_of
+from facetclip.portions import WHOLE
+from facetclip.slices import PARTS, Build, Kept, first_free, found_in, image_of
 from facetclip.tars import Slice, checksum_now, source_of
 from facetclip.workers import each
 
 QUARANTINE = "quarantine.csv"
 THREADS = 16  # that ask for files' times, which on a file server is all waiting
 LOOKED_AT = 4096  # rows that one of them takes at a time
-_NUMBERED = re.compile(r"shard-(\d+)\.tar")
 
 
 def updating(build: Build) -> Build:
@@ -46,15 +45,7 @@ def updating(build: Build) -> Build:
         raise UserError(f"{out}: no {INDEX_NAME}, so there is nothing to update; leave out --update")
     old = open_index(out)
     _require_settings(build, json.loads(read_metadata(out / INDEX_NAME)["settings"]))
-    name = hashlib.sha256(f"{build.inputs} {old.digest}".encode()).hexdigest()
-    path = out / PARTS / f"kept-{name[:16]}.parquet"
-    if path.exists():  # an update that was interrupted, or is under way in other processes
-        content = path.read_bytes()
-    else:
-        table = _look(build, old)
-        content = _bytes_of(table)
-        if len(table) < len(build.places) or build.inputs != read_metadata(out / INDEX_NAME)["build"]:
-            content = write_once(path, content)
+    content = _agreed(build, old)
     table = pq.read_table(pa.BufferReader(content))
     places = table.column("place").to_numpy()
     packed = np.setdiff1d(build.places, places)
@@ -66,9 +57,22 @@ def updating(build: Build) -> Build:
         removed=int((table.schema.metadata or {})[b"removed"]),
         known_bad=_known_bad(out, build, packed),
     )
-    numbers = [int(found[1]) for shard in old.shards if (found := _NUMBERED.fullmatch(shard.name))]
     digest = hashlib.sha256(f"{build.inputs} {old.digest} ".encode() + content).hexdigest()
-    return replace(build, places=packed, digest=digest, kept=kept, first_shard=max(numbers, default=-1) + 1)
+    return replace(build, places=packed, digest=digest, kept=kept, first_shard=first_free(old.shards))
+
+
+def _agreed(build: Build, old: ShardIndex) -> bytes:
+    """The table of `_look`; processes that share an update go by what the first of them saw."""
+    if build.portion == WHOLE:
+        return _bytes_of(_look(build, old))
+    name = hashlib.sha256(f"{build.inputs} {old.digest}".encode()).hexdigest()
+    path = build.spec.out / PARTS / f"kept-{name[:16]}.parquet"
+    if path.exists():
+        return path.read_bytes()
+    table = _look(build, old)
+    if len(table) < len(build.places) or build.inputs != read_metadata(build.spec.out / INDEX_NAME)["build"]:
+        return write_once(path, _bytes_of(table))
+    return _bytes_of(table)
 
 
 def _require_settings(build: Build, found: dict) -> None:
