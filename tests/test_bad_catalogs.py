@@ -1,4 +1,4 @@
-"""The ways in which a catalog can be bad (row E of what must be survived): each by name, through check and shard alike."""
+"""The ways in which a catalog can be bad (row E of what must be survived): each by name, by check and shard alike."""
 
 import csv
 import io
