@@ -34,6 +34,7 @@ LAYERS = [
         "inspection",
         "label_next",
         "filling",
+        "onnx_export",
     },
     {"launch", "finishing", "features", "step_log", "start", "updates"},
     {"zero", "claims", "indexing"},
@@ -125,6 +126,9 @@ OWNERS = {
     "rapidfuzz": {"infer"},
     "sklearn": {"probing"},
     "http": {"fetching"},
+    "onnx": {"onnx_export"},
+    "onnxscript": {"onnx_export"},
+    "onnxruntime": set(),
 }
 NEVER = {"pickle", "dill", "joblib", "torchvision", "marshal", "shelve"}
 MODULES = sorted(SOURCE.glob("*.py"))

@@ -24,6 +24,7 @@ VERBS = {
     "evaluate": ("model_commands", "measure a model on a split, beside its zero-shot start"),
     "extract": ("model_commands", "read every attribute of every item"),
     "fill": ("model_commands", "fill the catalog's gaps where the photos are sure enough"),
+    "export": ("model_commands", "write a model as an ONNX file"),
     "audit": ("audit_commands", "find the cells that the photos contradict"),
     "next": ("audit_commands", "which photos to label next"),
     "review": ("review_commands", "suggestions as a page on which a person decides"),

@@ -219,9 +219,13 @@ class AttributeReader(nn.Module):
         # With clamp's own gradient, 0 beyond the cap, a scale that was once above it could never come down again.
         return (free + (free.clamp(max=MOST_SCALE) - free).detach()).exp()
 
-    def logits(self, images: Tensor) -> list[Tensor]:
-        """Logits [n, values] of each attribute, in schema order, from unit features [n, d]."""
-        rows = self.embed_prompts() if self.classifier is None else self.classifier
+    def logits(self, images: Tensor, rows: Tensor | None = None) -> list[Tensor]:
+        """Logits [n, values] of each attribute, in schema order, from unit features [n, d].
+
+        `rows` [values of all attributes, d]: what photos are compared with, where it is known already.
+        """
+        if rows is None:
+            rows = self.embed_prompts() if self.classifier is None else self.classifier
         flat = self.scale * images @ rows.T
         parts = [flat[:, span] for span in self.spans]
         centred = [

@@ -1,4 +1,4 @@
-"""The verbs that train, read and judge: train, evaluate, extract, fill, promote, rollback, sync."""
+"""The verbs that train, read and judge: train, evaluate, extract, fill, export, promote, rollback, sync."""
 
 import argparse
 import os
@@ -12,11 +12,13 @@ from facetclip.extract import PART_SIZE, QUARANTINE, extract
 from facetclip.filling import FillSpec, fill
 from facetclip.interruption import REQUEUE, Interrupted
 from facetclip.model import load_model
+from facetclip.onnx_export import INPUT, NAME, export_onnx
 from facetclip.policy import Policy
 from facetclip.promotion import promote, rollback
 from facetclip.registry import file_evaluation, resolve_model
 from facetclip.report import comparison_tables, difference_table, summary_table
 from facetclip.runs import run_training
+from facetclip.schema import read_schema
 from facetclip.scores import BATCH, reader_digest
 from facetclip.sources import FromCatalog, FromShards
 from facetclip.tracking import sync
@@ -130,6 +132,27 @@ def run_fill(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip export`."""
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("--out", type=Path, help=f"the file to write; {NAME} in the model's own folder if not given")
+    parser.add_argument("--schema", type=Path, help="to be read, by a model that was never fine-tuned")
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write a model as ONNX."""
+    folder = resolve_model(args.model)
+    if args.out is None and folder != args.model:
+        raise UserError(f"{args.model}: give --out, since this is no folder of yours")
+    if args.out is None and not Path(folder).is_dir():
+        raise UserError(f"{args.model}: is no folder; give --out")
+    reader = load_model(folder, read_schema(args.schema) if args.schema else None)
+    out = export_onnx(reader, Path(folder) / NAME if args.out is None else args.out)
+    size = reader.preprocessing.size
+    print(f"{out}: {INPUT} uint8 [n, 3, {size}, {size}] -> probabilities of {', '.join(reader.schema.names)}")
+    return 0
+
+
 def add_promote(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip promote`."""
     parser.add_argument("name", help="of the registered model")
@@ -187,6 +210,7 @@ COMMANDS = {
     "evaluate": (add_evaluate, run_evaluate),
     "extract": (add_extract, run_extract),
     "fill": (add_fill, run_fill),
+    "export": (add_export, run_export),
     "promote": (add_promote, run_promote),
     "rollback": (add_rollback, run_rollback),
     "sync": (add_sync, run_sync),
