@@ -130,7 +130,7 @@ def main() -> None:
     schema = read_schema(GARMENTS_SCHEMA)
     large = save_model(new_model(B32, schema, ["a red top"], seed=0), args.work / "b32")
     results = {}
-    for title, model, part_size in (("starter", "starter", 1024), ("ViT-B/32", str(large), 128)):
+    for title, model, part_size in (("starter", "starter", 1024), ("ViT-B/32", str(large), 64)):
         results[title] = found = compare(model, args.work, part_size, args.rounds)
         print(title, found, flush=True)
     packages = ("torch", "transformers", "numpy", "pyarrow", "simplejpeg")

@@ -11,6 +11,7 @@ from facetclip.abstention import (
     cutoffs,
     fused,
     of_product,
+    of_siblings,
     true_precision,
     without_noise,
 )
@@ -76,6 +77,30 @@ def test_an_attribute_is_the_products_where_its_photos_always_agree() -> None:
     assert of_product(products % 4, products)
     assert not of_product(np.arange(60) % 4, products)
     assert not of_product(np.where(np.arange(60) < 15, 1, -1), products)  # too few to tell
+
+
+def test_wrong_cells_do_not_make_it_a_matter_of_the_photo() -> None:
+    random = np.random.default_rng(0)
+    products = np.repeat(np.arange(400), 2)
+    slipped = np.where(random.random(800) < 0.04, random.integers(0, 4, 800), products % 4)
+    assert not of_product(slipped, products)
+    assert of_product(slipped, products, wrong=0.03)
+    varied = np.where(random.random(800) < 0.1, random.integers(0, 4, 800), products % 4)
+    assert not of_product(varied, products, wrong=0.03)
+    assert not of_product(
+        np.where(random.random(800) < 0.3, 1, products % 4), products, wrong=0.5
+    )  # nobody is so wrong
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 3)), max_size=30))
+def test_siblings_speak_where_all_of_them_say_the_same(cells: list[tuple[int, int]]) -> None:
+    products, labels = (
+        np.array(column, dtype=np.int64) for column in (zip(*cells, strict=True) if cells else ((), ()))
+    )
+    found = of_siblings(labels, products)
+    for product, label in zip(products, found, strict=True):
+        said = {other for mine, other in cells if mine == product and other >= 0}
+        assert label == (said.pop() if len(said) == 1 else -1)
 
 
 def test_the_least_sure_value_of_several_decides() -> None:

@@ -104,6 +104,35 @@ def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     assert all(len(found) == 1 for found in answers.values())
 
 
+def test_what_other_rows_of_the_product_say_goes_before_the_photo(shop, monkeypatch, capsys):
+    """Product P1 lists `shirt` and nothing; P3 nothing and `shirt`; P2 `pants` and nothing."""
+    never = {name: (Cutoff(0.95, 1.1),) for name in SCHEMA.names}
+    scores = extracted(shop, monkeypatch, cutoffs=never, by_product=("category",))
+    lines = (shop / "shop.csv").read_text().splitlines()
+    catalog = [lines[0]]
+    for line in lines[1:]:
+        cells = line.split(",")
+        cells[3] = {"item 2": "shirt", "item 3": "", "item 4": "pants", "item 5": "", "item 7": "shirt"}.get(
+            cells[0], ""
+        )
+        catalog.append(",".join(cells))
+    (shop / "told.csv").write_text("\n".join(catalog) + "\n")
+    words = ["fill", str(scores), str(shop / "told.csv"), "--schema", str(shop / "schema.toml"), "--precision", "0.9"]
+    assert main([*words, "--out", str(shop / "filled.csv")]) == 0
+    assert "category: 3 of 5 gaps filled, where at least 1.100 sure; 3 by other rows of the product" in (
+        capsys.readouterr().out
+    )
+    rows = {row["id"]: row for row in rows_of(shop / "filled.csv")}
+    told = {name: (row["category"], row["category_source"], row["category_confidence"]) for name, row in rows.items()}
+    assert told["item 3"] == ("shirt", "product", "0.9500")  # the table's noise is .1, half of it by chance right
+    assert told["item 5"] == ("pants", "product", "0.9500")
+    assert told["item 6"] == ("shirt", "product", "0.9500")
+    assert told["item 2"] == ("shirt", "table", "")
+    assert told["item 0"] == told["item 1"] == ("", "", "")
+    strict = fill(scores, str(shop / "told.csv"), shop / "schema.toml", shop / "strict.csv", FillSpec(0.96))
+    assert strict["category"].filled == 0  # the table is not so often right
+
+
 def test_what_cannot_be_filled_is_said_and_nothing_is_written(shop, monkeypatch):
     catalog, schema, out = str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv"
     with pytest.raises(UserError, match=r"no manifest.json; run facetclip extract to its end first"):

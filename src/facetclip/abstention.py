@@ -14,12 +14,13 @@ import numpy as np
 
 from facetclip.calibration import Calibration
 from facetclip.metrics import read_values
-from facetclip.schema import Attribute
+from facetclip.schema import UNLABELLED, Attribute
 
 TARGETS = (0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99)
 CAUTION = 1.0  # standard errors by which the precision must lie above its target on the validation split
 SAME = 0.99  # of the products with several labelled photos list one value alone: the attribute is the product's
 FEWEST_PRODUCTS = 10  # that can say so
+MOST_WRONG = 0.05  # share of cells that count as wrong in it, however many more the calibration blames
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,40 @@ def shipped_answers(
     return answers(attribute, read)
 
 
-def of_product(labels: np.ndarray, products: np.ndarray) -> bool:
-    """Whether an attribute with `labels` [n] is a matter of the product [n], not of the single photo."""
+def of_product(labels: np.ndarray, products: np.ndarray, wrong: float = 0.0) -> bool:
+    """Whether an attribute with `labels` [n] is a matter of the product [n], not of the single photo.
+
+    Where a share `wrong` of the cells says something else than what is so, m cells of a product agree in (1 - wrong)^m.
+    """
     known = labels >= 0
     pairs = np.unique(np.stack([products[known], labels[known].astype(np.int64)]), axis=1)
     _, items = np.unique(products[known], return_counts=True)
     _, values = np.unique(pairs[0], return_counts=True)
     several = items > 1
-    return bool(several.sum() >= FEWEST_PRODUCTS and (values[several] == 1).mean() >= SAME)
+    if several.sum() < FEWEST_PRODUCTS:
+        return False
+    expected = ((1 - min(wrong, MOST_WRONG)) ** items[several]).mean()
+    return bool((values[several] == 1).mean() >= SAME * expected)
+
+
+def wrong_cells(attribute: Attribute, calibration: Calibration) -> float:
+    """The share of a table's cells that say something else than what is so."""
+    return calibration.noise * (1 - chance_of(attribute))
+
+
+def of_siblings(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """What all items of the same product that are labelled list, [n]; UNLABELLED where there are none, or they differ.
+
+    >>> of_siblings(np.array([2, -1, 1, 0, -1]), np.array([7, 7, 5, 5, 5])).tolist()
+    [2, 2, -1, -1, -1]
+    """
+    _, place = np.unique(products, return_inverse=True)
+    known, wide = labels >= 0, labels.astype(np.int64)
+    least = np.full(place.max(initial=-1) + 1, np.iinfo(np.int64).max)
+    most = np.full(len(least), -1, dtype=np.int64)
+    np.minimum.at(least, place[known], wide[known])
+    np.maximum.at(most, place[known], wide[known])
+    return np.where(least == most, most, UNLABELLED)[place]
 
 
 def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chance: float) -> tuple[Cutoff, ...]:

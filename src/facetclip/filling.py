@@ -1,7 +1,9 @@
 """`facetclip fill`: the catalog with its gaps filled where photos are sure enough, each cell marked with its source.
 
 The model says how sure an answer must be for a wanted precision (`facetclip.abstention`); where photos are less sure
-the gap stays. What the table says is never replaced unless that is asked for.
+the gap stays. What is a matter of the product, not of the photo, is read by all its photos together, and where other
+rows of the product say it, all of them the same, their word is taken. What the table says is never replaced unless
+that is asked for.
 """
 
 import csv
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facetclip.abstention import cutoff, shipped_answers
+from facetclip.abstention import cutoff, of_siblings, shipped_answers, wrong_cells
 from facetclip.calibration import Calibration
 from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
 from facetclip.errors import UserError
@@ -26,10 +28,10 @@ from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, open_output, parted
 from facetclip.remote import Absent
-from facetclip.schema import NOT_APPLICABLE, Attribute, Schema, read_schema
+from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Attribute, Schema, read_schema
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
-TABLE, PHOTO = "table", "photo"
+TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: what its other rows say
 
 
 @dataclass(frozen=True)
@@ -43,30 +45,34 @@ class FillSpec:
 
 @dataclass(frozen=True)
 class Filled:
-    """One attribute's cells: `gaps` that said nothing and apply, how many are `filled` now, how many of the others were
-    `replaced`; `threshold`: how sure a photo had to be, None where it is never sure enough."""
+    """One attribute's cells: `gaps` that said nothing and apply, how many are `filled` now, how many of these are
+    `copied` from other rows of the product, how many of the others were `replaced`; `threshold`: how sure a photo had
+    to be, None where it is never sure enough."""
 
     gaps: int
     filled: int
+    copied: int
     replaced: int
     threshold: float | None
 
 
 @dataclass(frozen=True)
 class _Read:
-    """One attribute as the photos read it, in the catalog's order: the answer's label, how sure, whether it applies."""
+    """One attribute in the catalog's order, as the photos read it: the answer's label, how sure, whether it applies;
+    `copied`: the answer is that of other rows of the product."""
 
     label: np.ndarray
     sure: np.ndarray
     applies: np.ndarray
+    copied: np.ndarray
 
 
 def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: FillSpec) -> dict[str, Filled]:
     """Write `catalog` to `out` (.csv or .parquet) with what the finished extraction in `scores` fills in; both may be
     URLs.
 
-    Beside each attribute's column stand two new ones, COLUMN_source (table or photo) and COLUMN_confidence. UserError
-    where the scores are of another schema, lack the model's cut-offs, or items of the catalog are not among them.
+    Beside each attribute's column stand two new ones, COLUMN_source (table, product or photo) and COLUMN_confidence.
+    UserError where the scores are of another schema, lack the model's cut-offs, or are not of this catalog's items.
     """
     place, name = parted(out)
     target, answered, suffix = open_output(place), open_output(scores), PurePath(name).suffix
@@ -79,13 +85,17 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
     meaning, table = read_schema(schema), read_catalog(catalog)
     table.require_columns(meaning)
     _check(answered, card, meaning, table)
+    products = _products(table, meaning)
     read = _read(answered, manifest, card, meaning, table)
     labels = encode_labels(table, meaning)
     columns = {name: table.table.column(name) for name in table.table.column_names}
     told = {}
     for attribute, means in meaning.attributes.items():
-        cut = cutoff(card.cutoffs.get(attribute, ()), spec.precision)
-        told[attribute], columns = _with(columns, means, labels[attribute], read[attribute], cut, spec.overwrite)
+        cut, found = cutoff(card.cutoffs.get(attribute, ()), spec.precision), read[attribute]
+        believed = 1 - wrong_cells(means, card.calibration.get(attribute, Calibration()))
+        if attribute in card.by_product and believed >= spec.precision:
+            found = _with_siblings(found, labels[attribute], products, believed)
+        told[attribute], columns = _with(columns, means, labels[attribute], found, cut, spec.overwrite)
     target.write(name, _encoded(pa.table(columns), suffix))
     return told
 
@@ -124,8 +134,7 @@ def _read(
     place = {item: row for row, item in enumerate(table.column(schema.columns.item))}
     if strange := next((item for item in whole.column("item_id").to_pylist() if item not in place), None):
         raise UserError(f"{table.name}: has no item {strange!r}, which {scores} reads; give the catalog it was made of")
-    named = table.table.column(schema.columns.product).combine_chunks()
-    products = named.dictionary_encode(null_encoding="encode").indices.to_numpy()
+    products = _products(table, schema)
     found = {}
     for name, attribute in schema.attributes.items():
         mine = whole.filter(pc.field("attribute") == name)
@@ -139,6 +148,13 @@ def _read(
     return found
 
 
+def _products(table: Catalog, schema: Schema) -> np.ndarray:
+    """A number for each row's product [n]; a row without one is a product of its own."""
+    named = table.table.column(schema.columns.product).combine_chunks()
+    numbers = named.dictionary_encode().indices.fill_null(-1).to_numpy()
+    return np.where(numbers < 0, len(numbers) + np.arange(len(numbers)), numbers)
+
+
 def _part(scores: Output, part: dict[str, Any]) -> pa.Table:
     """One part of the scores; UserError where it is not what the manifest says."""
     content = scores.read(part["name"])
@@ -149,9 +165,22 @@ def _part(scores: Output, part: dict[str, Any]) -> pa.Table:
 
 def _placed(items: int, rows: np.ndarray, label: np.ndarray, sure: np.ndarray, applies: np.ndarray) -> _Read:
     """What was read of `rows`, in the catalog's order."""
-    read = _Read(np.zeros(items, np.int64), np.zeros(items), np.zeros(items, dtype=bool))
+    never = np.zeros(items, dtype=bool)
+    read = _Read(np.zeros(items, np.int64), np.zeros(items), never.copy(), never)
     read.label[rows], read.sure[rows], read.applies[rows] = label, sure, applies
     return read
+
+
+def _with_siblings(read: _Read, labels: np.ndarray, products: np.ndarray, believed: float) -> _Read:
+    """What other rows of the product say of a gap goes before what its photos say; it is right in `believed`."""
+    siblings = of_siblings(labels, products)
+    copied = (labels == UNLABELLED) & (siblings >= 0)
+    return _Read(
+        np.where(copied, siblings, read.label),
+        np.where(copied, believed, read.sure),
+        read.applies,
+        read.copied | copied,
+    )
 
 
 def _with(
@@ -159,24 +188,27 @@ def _with(
 ) -> tuple[Filled, dict[str, Any]]:
     """The columns with one attribute filled and marked, and the count of what was done."""
     silent = (labels < 0) & (labels != NOT_APPLICABLE) & read.applies
-    enough = np.zeros(len(labels), dtype=bool) if cut is None else read.sure >= cut
+    enough = read.copied if cut is None else read.copied | (read.sure >= cut)
     listed = listed_values(attribute, labels).any(axis=1)
     replaced = listed & enough & read.applies & (read.label != labels) & overwrite
     filled = silent & enough
-    photo = filled | replaced
+    new = filled | replaced
     cells = columns[attribute.column].to_pylist()
     words = listed_text(attribute, read.label)
-    for row in np.flatnonzero(photo).tolist():
+    for row in np.flatnonzero(new).tolist():
         cells[row] = words[row]
-    source = np.where(photo, PHOTO, np.where(listed | (labels == NOT_APPLICABLE), TABLE, ""))
+    origin = np.where(read.copied, PRODUCT, PHOTO)
+    source = np.where(new, origin, np.where(listed | (labels == NOT_APPLICABLE), TABLE, ""))
     out: dict[str, Any] = {}
     for name, column in columns.items():
         out[name] = column
         if name == attribute.column:
             out[name] = pa.array(cells, pa.string())
             out[f"{name}_{SOURCE}"] = pa.array(source.tolist(), pa.string())
-            out[f"{name}_{CONFIDENCE}"] = pa.array(np.round(read.sure, 4), pa.float32(), mask=~photo)
-    return Filled(int(silent.sum()), int(filled.sum()), int(replaced.sum()), cut), out
+            out[f"{name}_{CONFIDENCE}"] = pa.array(np.round(read.sure, 4), pa.float32(), mask=~new)
+    return Filled(
+        int(silent.sum()), int(filled.sum()), int((filled & read.copied).sum()), int(replaced.sum()), cut
+    ), out
 
 
 def _encoded(table: pa.Table, suffix: str) -> bytes:
