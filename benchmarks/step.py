@@ -2,10 +2,10 @@
 
 Photos lie on the device as uint8 (the peers' as floats, ready for their models), weights are random in the shapes of
 CLIP, and every contender is a process of its own that steps whenever it is its turn: facetclip's own loop
-(`Trainer._loop`: prompts of five attributes, augmenting, clipping, agreeing, log), `open_clip_train.train_one_epoch` with
-`ClipLoss` on captions of 77 tokens, and transformers' `CLIPModel(return_loss=True)` under `Trainer` as `run_clip.py` drives
-it. Our gradients are compared with a plain reference first. Then what each part of our step is worth, by taking out
-one at a time.
+(`Trainer._loop`: prompts of five attributes, augmenting, clipping, agreeing, log), open_clip's `train_one_epoch` with
+`ClipLoss` on captions of 77 tokens, and transformers' `CLIPModel(return_loss=True)` under `Trainer` as `run_clip.py`
+drives it. Our gradients are compared with a plain reference first. Then what each part of our step is worth, by taking
+out one at a time.
 
 On a processor seconds are processor seconds, since the machine may be shared; on a GPU (`--gpu`: ten minutes, several
 shapes and batches, bf16) seconds on the clock. `--peers`: where their environment is made (`benchmarks.data.peers`);
@@ -16,6 +16,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -30,6 +31,9 @@ from benchmarks.stepping.worker import Worker
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of a gradient, relative to the reference's in fp32
 PLAIN = {"augment.flip": False, "augment.smallest_crop": 1.0, "augment.brightness": 0.0}  # what a reference can follow
 WARM = 5
+GPU_CASES = (("ViT-B-32", 1024), ("ViT-B-16", 512), ("ViT-L-14", 256), ("ViT-B-32", 256))
+GPU_ROUNDS, GPU_STEPS = 5, 8
+CHECKED = 8  # photos
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,17 @@ class Place:
         python = sys.executable if spec.who == "ours" or self.peers is None else self.peers
         folder = self.folder / spec.shape  # whose start model all of ours share
         folder.mkdir(exist_ok=True)
-        return Worker(python, spec, folder)
+        worker = Worker(python, spec, folder)
+        if spec.who == "ours" and not (folder / "start").exists():
+            assert worker.facts  # it is written before another looks for it
+        return worker
 
 
 def check_gradients(place: Place, specs: Iterable[Spec]) -> list[dict[str, Any]]:
     """How far ours are from the plain reference's; RuntimeError where that is too far."""
     found = []
     for spec in specs:
-        worker = place.worker(replace(spec, settings=spec.settings | PLAIN))
+        worker = place.worker(replace(spec, batch=min(spec.batch, CHECKED), settings=spec.settings | PLAIN))
         apart = worker.ask("check")
         worker.close()
         if not apart["all"] <= TOLERANCE[spec.precision]:
@@ -76,6 +83,7 @@ def compare(place: Place, specs: dict[str, Spec], rounds: int, steps: int) -> di
         for name in order:
             seconds = workers[first if name == "control" else name].ask(f"steps {steps}")[place.clock]
             taken[name].append(seconds)
+            print(f"  round {turn + 1}: {name} {seconds:.3f} s", flush=True)
         peaks.append(workers[first].ask("matmul")["flops per second"])
     peak = statistics.median(peaks)
     rows = {
@@ -136,7 +144,12 @@ LADDER: dict[str, dict[str, Any]] = {
     "without: prompts cut to the longest": {"without": ("prompts cut to the longest",)},
     "captions instead of prompts": {"settings": {"objective.attributes": 0.0, "objective.contrastive": 1.0}},
     "text locked, features not kept": {"locked": True, "without": ("text features kept",)},
+    "without: last layer for the class token alone": {"without": ("last layer for the class token alone",)},
+    "without: fused AdamW": {"without": ("fused AdamW",)},
+    "without: GELU as a SiLU": {"without": ("GELU as a SiLU",)},
     "without: SDPA": {"without": ("SDPA",)},
+    "train.compile": {"settings": {"train.compile": True}},
+    "train.recompute": {"settings": {"train.recompute": True}},
     "micro-batches of a half": {"settings": {"train.micro_batch": 0.5}},
 }
 
@@ -154,6 +167,7 @@ def ladder(place: Place, base: Spec, rounds: int, steps: int, names: Iterable[st
     for name in names:
         changed = rung(base, LADDER[name])
         whole = replace(base, locked=changed.locked)
+        print(name, flush=True)
         try:
             both = compare(place, {"whole": whole, name: changed}, rounds, steps)
         except RuntimeError as error:
@@ -166,15 +180,16 @@ def ladder(place: Place, base: Spec, rounds: int, steps: int, names: Iterable[st
             "GFLOP of a step": row["GFLOP of a step"],
             "peak memory GiB": row["peak memory GiB"],
         }
-        print(f"  {name:45} {row[f'{name} / whole']['median']:.3f} times the whole step", flush=True)
+        print(f"  {row[f'{name} / whole']['median']:.3f} times the seconds of the whole step", flush=True)
     return found
 
 
 def table(title: str, found: dict[str, Any]) -> list[str]:
     """A comparison for a person."""
     lines = [
-        f"{title}; matmul peak {found['matmul peak GFLOP/s']:.0f} GFLOP/s, control {found['control / itself']['median']:.3f}",
-        f"{'':28}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>9}{'GiB':>7}{'times ours':>12}{'spread':>16}",
+        title,
+        f"matmul peak {found['matmul peak GFLOP/s']:.0f} GFLOP/s, control {found['control / itself']['median']:.3f}",
+        f"{'':28}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>9}{'GiB':>7}{'x ours':>12}{'spread':>16}",
     ]
     for name, row in found["contenders"].items():
         times = next(value for key, value in row.items() if " / " in key and isinstance(value, dict))
@@ -183,6 +198,38 @@ def table(title: str, found: dict[str, Any]) -> list[str]:
             f"{row['peak memory GiB']:>7.2f}{times['median']:>12.2f}{times['least']:>9.2f}-{times['most']:.2f}"
         )
     return lines
+
+
+def on_gpu(place: Place, usable: list[str], out: Path, seconds: float) -> None:
+    """All shapes in bf16, as many as `seconds` allow, and the ladder of the first; the short table comes last."""
+    until = time.monotonic() + seconds
+    result: dict[str, Any] = {"environment": environment(("torch", "transformers", "numpy"))}
+    result["device"] = device_name()
+    base = Spec(device="cuda", precision="bf16", threads=2)
+    result["gradients"] = check_gradients(place, [replace(base, precision="fp32"), base, replace(base, locked=True)])
+    lines = [f"{result['device']}; gradients against the plain reference: {result['gradients']}"]
+    for shape, batch in GPU_CASES:
+        if time.monotonic() > until:
+            lines.append(f"{shape}, batch {batch}: no time was left")
+            continue
+        case = replace(base, shape=shape, batch=batch)
+        specs = contenders(case, usable, compiled=True)
+        specs["ours, compiled"] = replace(case, settings={"train.compile": True})
+        specs["ours, text locked, compiled"] = replace(specs["ours, compiled"], locked=True)
+        title = f"{shape}, batch {batch}, bf16"
+        result[title] = compare(place, specs, GPU_ROUNDS, GPU_STEPS)
+        lines += table(title, result[title])
+        write_result(out, result)
+    if time.monotonic() < until:
+        result["ladder"] = ladder(place, replace(base, batch=256), GPU_ROUNDS, GPU_STEPS, LADDER)
+        write_result(out, result)
+    print(*lines, sep="\n", flush=True)
+
+
+def device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def main() -> None:
@@ -196,9 +243,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compiled", action="store_true", help="open_clip with --torchcompile, too")
     parser.add_argument("--rungs", nargs="*", default=list(LADDER), choices=list(LADDER), help="of the ladder")
+    parser.add_argument("--gpu", action="store_true", help="the shapes and batches of a GPU, in bf16")
+    parser.add_argument("--seconds", type=float, default=400, help="after which --gpu begins nothing new")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step.json")
     args = parser.parse_args()
-    python, usable = here_or_there(args.peers, gpu=False)
+    python, usable = here_or_there(args.peers, gpu=args.gpu)
+    if args.gpu:
+        with tempfile.TemporaryDirectory() as name:
+            on_gpu(Place(Path(name), python, "wall"), usable, args.out, args.seconds)
+        return
     base = Spec(shape=args.shape, batch=args.batch, precision=args.precision, threads=args.threads)
     with tempfile.TemporaryDirectory() as name:
         place = Place(Path(name), python, "processor")

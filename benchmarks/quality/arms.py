@@ -21,12 +21,13 @@ from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration, probabilities
 from facetclip.config import RunConfig, validated
 from facetclip.feed import Portion
+from facetclip.gradients import OPENNESS
 from facetclip.launch import make_accelerator
 from facetclip.model import AttributeReader, Outputs, load_model
 from facetclip.runs import fit
 from facetclip.schema import spans
 from facetclip.splits import SPLITS
-from facetclip.trainer import OPENNESS, Trainer
+from facetclip.trainer import Trainer
 from facetclip.validation import logits_of
 
 AUGMENT = {"smallest_crop": 0.8, "brightness": 0.0}

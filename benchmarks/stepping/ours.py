@@ -148,16 +148,19 @@ class Ours:
 
     def __init__(self, spec: Spec, shape: Shape, folder: Path) -> None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(spec.precision, spec.precision)
-        self.spec, self.start = spec, folder / "start"
         self._own = TemporaryDirectory()
-        index = synthetic_index(Path(self._own.name) / "index", max(400, 4 * spec.batch))
-        if not self.start.exists():
+        own = Path(self._own.name)
+        index = open_index(spec.shards) if spec.shards else synthetic_index(own / "index", max(400, 4 * spec.batch))
+        self.start = Path(spec.start) if spec.start else folder / "start"
+        if not spec.start and not self.start.exists():
             start_folder(shape, index.schema, self.start)
         with contextlib.redirect_stdout(io.StringIO()):
-            self.trainer = Portioned(run_of(spec, self.start, Path(self._own.name) / "run"), make_accelerator(), index)
+            self.trainer = Portioned(run_of(spec, self.start, own / "run"), make_accelerator(), index)
         self.trainer.quiet = True
-        pixels = torch.from_numpy(photos(shape, BATCHES * spec.batch)).to(self.trainer.accelerator.device)
-        self.trainer.inputs = Resident(index, pixels, spec.batch)  # type: ignore[assignment]  # for a PixelReader
+        if not spec.shards:
+            size, device = self.trainer.reader.preprocessing.size, self.trainer.accelerator.device
+            pixels = torch.from_numpy(photos(size, BATCHES * spec.batch)).to(device)
+            self.trainer.inputs = Resident(index, pixels, spec.batch)  # type: ignore[assignment]  # for a PixelReader
         for name in spec.without:
             REMOVED[name](self.trainer)
 
@@ -245,9 +248,35 @@ def _sdpa(trainer: Trainer) -> None:
     trainer.reader.clip.set_attn_implementation("eager")
 
 
+def _class_token(trainer: Trainer) -> None:
+    del trainer.reader.clip.vision_model.encoder.layers[-1].forward
+
+
+def _silu(trainer: Trainer) -> None:
+    from transformers.activations import QuickGELUActivation
+
+    clip = trainer.reader.clip
+    for layer in (*clip.text_model.encoder.layers, *clip.vision_model.encoder.layers):
+        layer.mlp.activation_fn = QuickGELUActivation()
+
+
+def _fused(trainer: Trainer) -> None:
+    for group in trainer.optimizer.optimizer.param_groups:
+        group["fused"] = False
+
+
+def _kept_photos(trainer: Trainer) -> None:
+    reader: Any = trainer.inputs
+    reader._cached = np.zeros(0, dtype=np.int64)
+
+
 # What can be taken out of the step -> how.
 REMOVED: dict[str, Callable[[Trainer], None]] = {
     "prompts cut to the longest": _whole_prompts,
     "text features kept": _kept_text,
+    "last layer for the class token alone": _class_token,
+    "fused AdamW": _fused,
+    "GELU as a SiLU": _silu,
     "SDPA": _sdpa,
+    "photos kept": _kept_photos,
 }

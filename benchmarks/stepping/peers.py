@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from queue import Queue
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -14,6 +15,7 @@ from benchmarks.stepping.spec import Spec
 from torch import Tensor
 
 MOST = 1_000_000  # steps
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean, deviation
 OPERATORS = None if torch.cuda.is_available() else torchvision_operators()  # before anything imports torchvision
 
 
@@ -34,7 +36,7 @@ class Loader:
 
 def inputs(spec: Spec, shape: Shape) -> tuple[Tensor, Tensor]:
     """Normalised photos float [n, 3, size, size] and token ids [n, 77]."""
-    pixels = torch.from_numpy(photos(shape, spec.batch)).to(spec.device).float()
+    pixels = torch.from_numpy(photos(shape.size, spec.batch)).to(spec.device).float()
     return (pixels / 255 - 0.45) / 0.27, torch.from_numpy(captions(shape, spec.batch)).to(spec.device)
 
 
@@ -109,6 +111,37 @@ class _Batches:
         return self.most
 
 
+def files_of(spec: Spec, shape: Shape) -> Any:
+    """The loader of `run_clip.py`: photos read and transformed one by one in the training's own process, its default.
+
+    It is Pillow that decodes, since torchvision's own decoder is not to be had beside a torch without CUDA.
+    """
+    from PIL import Image
+    from torchvision.transforms import CenterCrop, ConvertImageDtype, Normalize, Resize
+    from torchvision.transforms.functional import InterpolationMode, pil_to_tensor
+
+    bicubic, size = InterpolationMode.BICUBIC, shape.size
+    steps = [Resize([size], interpolation=bicubic), CenterCrop(size), ConvertImageDtype(torch.float), Normalize(*CLIP)]
+    transform = torch.nn.Sequential(*steps)
+    files = sorted(Path(spec.photos).rglob("*.jpg"))
+    texts = torch.from_numpy(captions(shape, len(files)))
+
+    class Photos(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return MOST * spec.batch
+
+        def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+            with Image.open(files[place % len(files)]) as photo:
+                return transform(pil_to_tensor(photo.convert("RGB"))), texts[place % len(files)]
+
+    def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        ids = torch.stack([text for _, text in rows])
+        pixels = torch.stack([photo for photo, _ in rows])
+        return {"pixel_values": pixels, "input_ids": ids, "attention_mask": (ids != 0).long(), "return_loss": True}
+
+    return torch.utils.data.DataLoader(Photos(), spec.batch, collate_fn=collate)
+
+
 class Transformers:
     """`CLIPModel(return_loss=True)` under `Trainer`, with the arguments of the page of `run_clip.py`.
 
@@ -120,9 +153,8 @@ class Transformers:
 
         torch.manual_seed(0)
         images, ids = inputs(spec, shape)
-        loader = _Batches(
-            {"pixel_values": images, "input_ids": ids, "attention_mask": (ids != 0).long(), "return_loss": True}, MOST
-        )
+        batch = {"pixel_values": images, "input_ids": ids, "attention_mask": (ids != 0).long(), "return_loss": True}
+        loader: Any = files_of(spec, shape) if spec.photos else _Batches(batch, MOST)
         told, done = Queue[int](), Queue[BaseException | None]()
 
         class Halting(TrainerCallback):
@@ -141,7 +173,7 @@ class Transformers:
             def get_train_dataloader(self) -> Any:
                 return loader
 
-        self.batch, self._told, self._done = loader.batch, told, done
+        self.batch, self._told, self._done = batch, told, done
         self.folder = TemporaryDirectory()
         arguments = TrainingArguments(
             output_dir=self.folder.name,

@@ -90,9 +90,9 @@ def open_clip_model(shape: Shape) -> Any:
     return CLIP(shape.embedding, vision, text, output_dict=True)
 
 
-def photos(shape: Shape, count: int, seed: int = 0) -> np.ndarray:
+def photos(size: int, count: int, seed: int = 0) -> np.ndarray:
     """Noise as uint8 [count, 3, size, size]."""
-    return np.random.default_rng(seed).integers(0, 256, (count, 3, shape.size, shape.size), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
 
 
 def captions(shape: Shape, count: int, seed: int = 0) -> np.ndarray:

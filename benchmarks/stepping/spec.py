@@ -13,7 +13,9 @@ class Spec:
     """One training to be stepped.
 
     `locked`: the text tower is not trained. `settings`: of our run file, by `section.key`. `without`: parts of our step
-    that are taken out again (`benchmarks.stepping.ours.REMOVED`). `threads`: of the processor.
+    that are taken out again (`benchmarks.stepping.ours.REMOVED`). `threads`: of the processor. `shards`, `photos`: the
+    folders from which ours and the transformers example read; where empty, photos lie on the device. `start`: in place
+    of random weights of the shape.
     """
 
     who: Who = "ours"
@@ -26,6 +28,9 @@ class Spec:
     settings: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     threads: int = 1
+    shards: str = ""
+    photos: str = ""
+    start: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -146,15 +146,20 @@ class Prompting(Strict):
 class Training(Strict):
     """How long and in what portions: `batch` is the global batch, over all processes.
 
-    `steps`: by `facetclip.presets` where not given. `patience`: validations without a better one after which training
-    stops, 0 for never. `average`: decay of the moving average of the weights that is validated and kept, 0 for none.
+    `steps`: by `facetclip.presets` where not given. `micro_batch`: the photos that a process works on at a time, their
+    gradients added up; `auto`: as many as fit its memory; none: its whole share. `recompute`: keep no layer's inner
+    activations for the backward pass. `compile`: the towers' layers, in training. `patience`: validations without a
+    better one after which training stops, 0 for never. `average`: decay of the moving average of the weights that is
+    validated and kept, 0 for none.
     `precision`: the launcher's choice where not given; where given, a launcher that says otherwise is refused.
     `nonfinite`: at a loss or gradient that is no number, `stop`, or `skip` the update, at most `most_skipped` times.
     """
 
     steps: Positive | None = None
     batch: Positive
-    micro_batch: Positive | None = None
+    micro_batch: Positive | Literal["auto"] | None = None
+    recompute: bool = False
+    compile: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     patience: Annotated[int, Field(ge=0)] = 0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -89,9 +89,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`, from whole tensors."""
-    weights = dict(module.named_parameters())
+    weights, fused = dict(module.named_parameters()), optimizer.defaults.get("fused")  # it counts steps on the device
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition(".")
         weight = weights[name]
-        placed = value if value.ndim == 0 else value.to(weight.device)
+        placed = value if value.ndim == 0 and not fused else value.to(weight.device)
         optimizer.state[weight][key] = held_like(placed, weight)

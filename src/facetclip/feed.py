@@ -6,6 +6,7 @@ Every process computes the plan, so every process knows the labels and captions 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -159,13 +160,13 @@ def log_priors(attribute: Attribute, labels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.log(share / (1 - share) if attribute.multi_valued else share)).float()
 
 
-def _check_shares(batch: int, micro_batch: int | None, world: int) -> None:
+def _check_shares(batch: int, micro_batch: int | Literal["auto"] | None, world: int) -> None:
     """UserError where a process would have no photo, or fewer parts of a batch than others: it would meet them in
     another part of the model."""
     least, most = batch // world, -(-batch // world)
     if not least:
         raise UserError(f"train.batch = {batch}: {world} processes need one photo each at least")
-    if micro_batch and -(-least // micro_batch) != -(-most // micro_batch):
+    if isinstance(micro_batch, int) and -(-least // micro_batch) != -(-most // micro_batch):
         raise UserError(
             f"train.batch = {batch}: {world} processes get {least} or {most} photos each, which train.micro_batch = "
             f"{micro_batch} cuts into unequally many parts; take a batch that they share evenly"

@@ -97,6 +97,10 @@ def check_engine(accelerator: Accelerator, run: RunConfig) -> None:
     mode, kind = run.tuning.mode, accelerator.distributed_type
     if kind in SHARDED.values() and mode in UNSHARDED:
         raise UserError(f"tuning.mode {mode!r} trains too little to shard; use accelerate_configs/ddp.yaml")
+    if kind in SHARDED.values() and run.train.micro_batch == "auto":
+        raise UserError(
+            "train.micro_batch 'auto' tries what fits, which processes that share weights cannot do alone; say how many"
+        )
     if kind == DistributedType.DEEPSPEED:
         if run.optimizer.name == "muon":
             raise UserError("optimizer.name 'muon' needs whole matrices, which ZeRO cuts up; use 'adamw', or ddp.yaml")
@@ -114,7 +118,7 @@ def check_engine(accelerator: Accelerator, run: RunConfig) -> None:
 
 def _said_twice(accelerator: Accelerator, run: RunConfig) -> list[tuple[str, Any, str, Any]]:
     """(what, the launcher's value, run-file key, its value) of all that both speak of."""
-    share = run.train.micro_batch or run.train.batch // accelerator.num_processes
+    share = _micro_batch(accelerator, run)
     ours = {
         "gradient_accumulation_steps": ("train.batch / processes / train.micro_batch", _accumulation(accelerator, run)),
         "gradient_clipping": ("optimizer.clip_norm", run.optimizer.clip_norm),
@@ -136,6 +140,10 @@ def _said_twice(accelerator: Accelerator, run: RunConfig) -> list[tuple[str, Any
     return said_twice
 
 
+def _micro_batch(accelerator: Accelerator, run: RunConfig) -> int:
+    micro, share = run.train.micro_batch, run.train.batch // accelerator.num_processes
+    return micro if isinstance(micro, int) else share
+
+
 def _accumulation(accelerator: Accelerator, run: RunConfig) -> int:
-    share = run.train.batch // accelerator.num_processes
-    return -(-share // (run.train.micro_batch or share))
+    return -(-(run.train.batch // accelerator.num_processes) // _micro_batch(accelerator, run))

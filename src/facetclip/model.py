@@ -21,6 +21,7 @@ from facetclip.files import write_whole
 from facetclip.images import Fit
 from facetclip.model_card import model_card
 from facetclip.schema import Schema, spans
+from facetclip.towers import quicken
 
 Prompts = Sequence[Sequence[str]]
 
@@ -124,6 +125,7 @@ class AttributeReader(nn.Module):
 
     def __init__(self, clip: Any, tokenizer: Any, schema: Schema, preprocessing: Preprocessing) -> None:
         super().__init__()
+        quicken(clip)
         self.clip = clip
         self.tokenizer = tokenizer
         self.schema = schema

@@ -21,23 +21,22 @@ from torch import Tensor
 
 from facetclip import faults
 from facetclip.agreement import Verdict, agree
-from facetclip.alarms import EARLIEST, collapse_alarm, mean_cosine
-from facetclip.augmentation import augment
+from facetclip.alarms import EARLIEST, collapse_alarm
 from facetclip.averaging import MovingAverage
 from facetclip.batches import Inputs, PixelReader, ahead
 from facetclip.checkpoint import Checkpoint, TrainState, check_science, load_checkpoint, save_checkpoint
-from facetclip.collectives import gather_rows, gather_whole
+from facetclip.collectives import gather_whole
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import Feed, Portion, check_run, training_rows
 from facetclip.files import replace_folder
 from facetclip.goodput import Goodput
+from facetclip.gradients import Gradients
 from facetclip.index import ShardIndex, open_index
 from facetclip.interruption import Interrupted, Interruption, listening
 from facetclip.launch import check_engine, make_engine, precision_of
-from facetclip.losses import Pairing, attribute_losses, contrastive_loss
-from facetclip.model import Outputs, save_model
+from facetclip.model import save_model
 from facetclip.optimizers import build_optimizer
 from facetclip.presets import completed
 from facetclip.progress import Progress, watched
@@ -46,13 +45,14 @@ from facetclip.scores import reader_digest
 from facetclip.start import start_model
 from facetclip.step_log import StepLog
 from facetclip.store import cache_spec
+from facetclip.towers import shape_computation
 from facetclip.tracking import Tracker
 from facetclip.tuning import FROZEN_IMAGES, plain_weights, rate_factors, tune
 from facetclip.validation import judge, read_logits
 
 SAVING = 0.02  # of the time, at most, goes into checkpoints whose interval is ours to choose
 SCIENCE = {"model", "prompts", "train", "tuning", "objective", "optimizer", "sampling", "augment", "validation"}
-OPENNESS = 0.2  # about the cosine between a photo and an unrelated caption in a pre-trained CLIP
+NO_SCIENCE = ("train.log_every", "train.recompute", "train.compile", "tuning.interpolate")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Trainer:
         self.start_digest = reader_digest(self.reader)
         self.inputs = self._inputs()
         tune(self.reader, self.run.tuning)
+        shape_computation(self.reader.clip, self.run.train)
         self.feed = Feed(self.run, self.index, self.reader, (accelerator.process_index, accelerator.num_processes))
         self.steps = 0 if run.tuning.mode == "zero_shot" else self.run.train.steps or 0
         self.model: Any = self.reader.to(accelerator.device)
@@ -96,6 +97,7 @@ class Trainer:
             optimizer = build_optimizer(self.reader, self.run.optimizer, factors)
             self.engine = make_engine(accelerator, self.reader, optimizer, clip=self.run.optimizer.clip_norm)
             self.model, self.optimizer = self.engine.model, self.engine.optimizer
+            self.gradients = Gradients(self.run, self.engine, self.feed)
         self.average = MovingAverage(self.reader, run.train.average)
         self.state = TrainState()
         self._saved, self._save_seconds = time.monotonic(), 0.0
@@ -120,44 +122,7 @@ class Trainer:
 
     def forward_backward(self, portion: Portion) -> tuple[Tensor, Tensor]:
         """Gradients of the loss over the global batch; this process's share of it, and how alike its photos look."""
-        batch, device = portion.batch, self.accelerator.device
-        total, likeness = torch.zeros((), device=device), torch.zeros((), device=device)
-        size = self.run.train.micro_batch or len(batch.rows)
-        starts = range(0, len(batch.rows), size)
-        for start in starts:
-            part = slice(start, start + size)
-            inputs = batch.inputs[part].to(device, non_blocking=True)
-            if inputs.ndim == 4:
-                random = torch.from_numpy(portion.draws[part]).to(device)
-                inputs = augment(inputs, random, self.run.augment, self.reader.mean, self.reader.std)
-            ids = None if portion.caption_ids is None else portion.caption_ids.to(device)
-            with self.engine.part(last=start == starts[-1]):
-                outputs: Outputs = self.model(inputs, ids)
-                loss = self._loss(outputs, batch.labels[part].to(device), portion)
-                if (value := faults.spoiled("train.loss")) is not None:
-                    loss = loss * value
-                self.engine.backward(loss)
-            total += loss.detach()
-            features = outputs.images.detach()
-            likeness = mean_cosine(features.sum(dim=0).square().sum(), len(features))
-        return total, likeness
-
-    def _loss(self, outputs: Outputs, labels: Tensor, portion: Portion) -> Tensor:
-        weights = self.run.objective
-        sums = attribute_losses(outputs.logits, labels, self.feed.objective_at(portion.step))
-        loss = weights.attributes * sums.sum() / (portion.count or 1.0)  # 0: all that is labelled weighs nothing
-        if outputs.captions is None or portion.groups is None:
-            return loss
-        mine = len(outputs.images) * self.accelerator.process_index
-        pairing = Pairing(
-            images=gather_rows(outputs.images),
-            captions=gather_rows(outputs.captions),
-            groups=portion.groups.to(outputs.images.device),
-            mine=slice(mine, mine + len(outputs.images)),
-        )
-        bias = -OPENNESS * outputs.scale.detach() - math.log(max(1, portion.captioned - 1))
-        contrast = contrastive_loss(pairing, outputs.scale, bias, weights.form)
-        return loss + weights.contrastive * contrast / max(1, portion.captioned)
+        return self.gradients.of(portion)
 
     def train_step(self, portion: Portion) -> tuple[Tensor, Tensor, Verdict]:
         """One update; this process's share of the loss, how alike its photos look, and what all agreed on."""
@@ -226,12 +191,17 @@ class Trainer:
         return TrainResult(self.folder / "best", self.state.best, self.state.best_step)
 
     def _settle(self) -> None:
-        """A backward pass that nothing comes of, where the first one rounds otherwise than all others: so a run that
-        goes on is to the last bit one that was never stopped."""
-        if self.state.step < self.steps and self.engine.rearranges:
-            self.model.train()
-            self.forward_backward(self.feed.portion(self.inputs, next(self.feed.planned(self.state.step, self.steps))))
-            self.engine.update(usable=False)
+        """Backward passes that nothing comes of: to find out how many photos fit the memory, and where the first one
+        rounds otherwise than all others, so that a run that goes on is to the last bit one that was never stopped."""
+        if self.state.step >= self.steps or not (self.engine.rearranges or self.run.train.micro_batch == "auto"):
+            return
+        self.model.train()
+        portion = self.feed.portion(self.inputs, next(self.feed.planned(self.state.step, self.steps)))
+        if self.run.train.micro_batch == "auto":
+            self.say(f"train.micro_batch: {self.gradients.fit(portion)} photos at a time")
+        if self.engine.rearranges:
+            self.forward_backward(portion)
+        self.engine.update(usable=False)
 
     def _loop(self) -> None:
         run, last, log = self.run, self.steps, StepLog()
@@ -385,7 +355,8 @@ class Trainer:
         """Every setting that the numbers depend on, flat, with the digests of the start and of the data."""
         sections = self.run.model_dump(mode="json", include=SCIENCE)
         flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-        del flat["train.log_every"], flat["tuning.interpolate"]
+        for name in NO_SCIENCE:
+            del flat[name]
         digests = {"model.digest": self.start_digest, "data.digest": self.index.digest}
         return flat | digests | {"data.labelled": self.run.data.labelled}
 

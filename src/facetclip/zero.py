@@ -106,7 +106,7 @@ class ZeroEngine(Engine):
         keys = {full_name.rpartition(".")[2]: value for full_name, value in optimizer.items()}
         for flat in self._flat:
             for key, value in keys.items():
-                empty = value.clone() if value.ndim == 0 else torch.zeros_like(flat)
+                empty = value.to(flat.device, copy=True) if value.ndim == 0 else torch.zeros_like(flat)
                 self._inner.state[flat][key] = empty
         self._link()
         for full_name, value in optimizer.items():

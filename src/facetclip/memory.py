@@ -1,0 +1,57 @@
+"""How much of a batch a process works on at a time."""
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from facetclip.collectives import sum_over_processes
+from facetclip.errors import UserError
+
+
+class Parts:
+    """A share of a batch in parts of `size` photos, or where that is None in `count` parts."""
+
+    def __init__(self, size: int | None) -> None:
+        self.size, self.count = size, 1
+
+    def of(self, photos: int) -> list[slice]:
+        """The parts of so many photos.
+
+        >>> Parts(3).of(7)
+        [slice(0, 3, None), slice(3, 6, None), slice(6, 9, None)]
+        """
+        if self.size:
+            return [slice(start, start + self.size) for start in range(0, photos, self.size)]
+        bounds = [photos * number // self.count for number in range(self.count + 1)]
+        return [slice(first, last) for first, last in pairwise(bounds)]
+
+    def fit(self, work: Callable[[slice], object], photos: int, device: torch.device) -> None:
+        """As few parts, the same on every process, as `work` on the largest fits the memory in. `photos`: the least
+        share of any process. UserError where not even one photo fits. All processes call it, and `work` talks to none.
+        """
+        while True:
+            largest = max(self.of(photos), key=lambda part: part.stop - part.start)
+            failed = torch.tensor(float(not _fits(lambda part=largest: work(part))), device=device)
+            if not sum_over_processes(failed).item():
+                return
+            if self.count >= photos:
+                raise UserError("not even one photo fits the memory; set train.recompute, or take a smaller model")
+            self.count = min(photos, 2 * self.count)
+
+
+def _fits(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return True
+
+
+def room_for(optimizer: torch.optim.Optimizer, weights: Iterable[torch.Tensor]) -> list[Any]:
+    """As much memory as the optimizer will take with its first step; none where it has taken it."""
+    return [] if optimizer.state else [torch.empty_like(weight) for weight in weights for _ in range(2)]

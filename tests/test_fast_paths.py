@@ -1,0 +1,130 @@
+"""What makes a step fast changes no loss: each path beside the plain one, which is further from itself by its seed."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.quality.catalogs import LUMA, luma
+from benchmarks.stepping.ours import REMOVED
+from small_shop import make_shards
+from test_trainer import Losses, make_run
+
+from facetclip.config import RunConfig
+from facetclip.launch import make_accelerator
+from facetclip.trainer import Trainer
+
+PLAIN = tuple(name for name in REMOVED if name not in ("text features kept", "photos kept"))  # which are exact
+PATHS: dict[str, dict[str, Any]] = {
+    "as it is by default": {},
+    "recomputed, in parts": {"micro_batch": 3, "recompute": True},
+}
+
+
+def losses(run: RunConfig, removed: Iterable[str] = ()) -> list[float]:
+    """Of every step."""
+    trainer, told = Trainer(run, make_accelerator()), Losses()
+    trainer.tracker, trainer.quiet = told, True  # type: ignore[assignment]  # as much of a Tracker as is used
+    for name in removed:
+        REMOVED[name](trainer)
+    trainer.train()
+    return list(told.values.values())
+
+
+def apart(some: list[float], others: list[float]) -> float:
+    """How far two curves are from each other, step by step."""
+    return statistics.fmean(abs(one - other) for one, other in zip(some, others, strict=True))
+
+
+def small(folder: Path, name: str, seed: int = 5, **train: Any) -> RunConfig:
+    return make_run(
+        folder,
+        train={"steps": 6, "seed": seed} | train,
+        optimizer={"name": "adamw", "lr": 1e-3},
+        validation={"every": 100},
+        checkpoint={"every": 100},
+        output={"folder": str(folder / name)},
+    )
+
+
+def compared(curves: Mapping[str, list[float]], plain: list[float], other_seed: list[float]) -> None:
+    spread = apart(plain, other_seed)
+    found = {name: apart(curve, plain) / spread for name, curve in curves.items()}
+    assert spread > 0
+    assert {name: share for name, share in found.items() if share > 1} == {}
+
+
+def test_fast_paths_lose_what_the_plain_one_loses(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", 60)
+    plain = losses(small(tmp_path, "plain"), PLAIN)
+    other = losses(small(tmp_path, "other", seed=6), PLAIN)
+    curves = {name: losses(small(tmp_path, name, **train)) for name, train in PATHS.items()}
+    compared(curves, plain, other)
+    # Of rounding alone, on so few steps: far within what a seed changes.
+    assert all(apart(curve, plain) < 1e-3 for curve in curves.values())
+
+
+@pytest.mark.nightly
+def test_compiled_layers_lose_what_plain_ones_lose(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", 60)
+    plain = losses(small(tmp_path, "plain"))
+    compiled = losses(small(tmp_path, "compiled", compile=True))
+    assert apart(compiled, plain) < 1e-3
+
+
+def on_luma(shards: Path, folder: Path, seed: int = 0, **train: Any) -> RunConfig:
+    return make_run(
+        folder,
+        data={"shards": str(shards)},
+        model={"new": None, "start": "starter"},
+        train={"steps": 200, "batch": 64, "seed": seed} | train,
+        optimizer={"name": "adamw", "lr": 5e-4, "weight_decay": 0.1},
+        objective={"noise": 0.2},
+        validation={"every": 1000},
+        checkpoint={"every": 1000},
+        output={"folder": str(folder)},
+    )
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not LUMA.is_dir(), reason="the photos of Luma are not here")
+def test_200_steps_on_real_photos_lose_the_same_on_every_path(tmp_path: Path) -> None:
+    shards = luma(tmp_path, 0, 0.0).index.folder
+    plain, other = (losses(on_luma(shards, tmp_path / f"plain-{seed}", seed), PLAIN) for seed in (0, 1))
+    paths = {
+        "as it is by default": {},
+        "parts": {"micro_batch": 24},
+        "recomputed": {"recompute": True},
+        "compiled": {"compile": True},
+    }
+    curves = {name: losses(on_luma(shards, tmp_path / name, **train)) for name, train in paths.items()}
+    compared(curves, plain, other)
+    print(
+        {
+            name: f"{apart(curve, plain) / apart(plain, other):.3f} of two seeds' spread"
+            for name, curve in curves.items()
+        }
+    )
+
+
+def test_a_step_that_does_not_fit_is_cut_until_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards(tmp_path / "shards", 60)
+    whole = losses(small(tmp_path, "whole"))
+    run = small(tmp_path, "cut", micro_batch="auto")
+    trainer, told = Trainer(run, make_accelerator()), Losses()
+    trainer.tracker = told  # type: ignore[assignment]
+    reader = trainer.reader
+    embed = reader.embed_images
+
+    def small_memory(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("no room for more than three photos")
+        return embed(pixels)
+
+    monkeypatch.setattr(reader, "embed_images", small_memory)
+    monkeypatch.setattr(Trainer, "validate", lambda self: None)
+    trainer.train()
+    assert trainer.gradients.parts.count == 4  # of eight photos
+    assert apart(list(told.values.values()), whole) < 1e-4
