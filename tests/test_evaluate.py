@@ -1,19 +1,31 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_shop import SCHEMA, make_reader, make_shards
+from small_shop import SCHEMA, make_labels, make_reader, make_shards
 
+from facetclip.abstention import Cutoff
+from facetclip.cli import main
 from facetclip.errors import UserError
-from facetclip.evaluate import Beside, evaluate, evaluate_reader
+from facetclip.evaluate import Beside, Cut, evaluate, evaluate_reader, examiner
+from facetclip.findings import Questions
 from facetclip.index import ShardIndex
-from facetclip.metrics import measure_attribute
+from facetclip.intervals import numbers_of
+from facetclip.metrics import listed_values, measure_attribute, read_values
+from facetclip.mistakes import worst_mistakes
 from facetclip.model import load_model, save_model
+from facetclip.registry import register
 from facetclip.report import EvalReport
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED
 from facetclip.scores import reader_digest, score_rows
+from facetclip.slicing import columns_of, slices
+from facetclip.spool import RunRecord
+from facetclip.tracking import connector
+
+HOSTILE = "<img src=x onerror=window.hacked=1><b>"
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +145,197 @@ def test_an_attribute_without_labels_in_the_split_is_named_not_measured(tmp_path
     report, _ = evaluate_reader(make_reader(), index, "test")
     assert report.unmeasured == ("sleeve",)
     assert list(report.model.attributes) == ["category", "colour"]
+
+
+def test_a_rival_is_compared_item_by_item(tmp_path, index, start):
+    rival = fine_tuned(tmp_path / "rival", None)
+    report = evaluate(start, index.folder, "test", tmp_path / "report", beside=Beside("none", rival))
+    assert report.zero_shot is None
+    assert report.rival is not None
+    assert report.rival.source == rival
+    assert report.over_rival is not None
+    for name, measured in report.model.attributes.items():
+        behind = report.rival.attributes[name].accuracy
+        assert report.over_rival.attributes[name]["accuracy"].value == pytest.approx(measured.accuracy - behind)
+    assert report.over_rival.exact_match.value == pytest.approx(
+        report.model.exact_match.value - report.rival.exact_match.value
+    )
+    same = evaluate(start, index.folder, "test", tmp_path / "report", beside=Beside("none", start)).over_rival
+    assert same is not None
+    assert {each.high - each.low for each in (*same.mean.values(), same.exact_match)} == {0.0}
+
+
+def test_all_attributes_are_right_where_each_that_is_labelled_is(index):
+    reader, rows = make_reader(), index.rows("test")
+    report, scores = evaluate_reader(reader, index, "test")
+    right, labelled = 0, 0
+    for place, row in enumerate(rows):
+        verdicts = []
+        for name, attribute in SCHEMA.attributes.items():
+            listed = listed_values(attribute, index.labels[name][[row]])[0]
+            read = read_values(attribute, scores.probabilities[name][[place]])[0]
+            verdicts += [bool((listed == read).all())] if listed.any() else []
+        labelled += bool(verdicts)
+        right += bool(verdicts) and all(verdicts)
+    assert report.model.exact_match.value == pytest.approx(right / labelled)
+
+
+def test_promotion_tallies_what_the_report_says(index, start):
+    examined = examiner(index.folder, "test")(start)
+    report, _ = evaluate_reader(load_model(start), index, "test")
+    for name, each in examined.tallies.items():
+        numbers = {key: found.value for key, found in report.model.estimates[name].items() if "coverage" not in key}
+        assert numbers_of(each) == numbers
+
+
+def test_the_models_own_cut_offs_are_tried_as_gaps_are_filled(index):
+    reader = make_reader()
+    cutoffs = {"category": (Cutoff(0.9, 0.0), Cutoff(0.95, 0.55)), "sleeve": (Cutoff(0.99, 0.0),)}
+    reader.card = replace(reader.card, cutoffs=cutoffs, by_product=("category",))
+    (report, scores), rows = evaluate_reader(reader, index, "test"), index.rows("test")
+    all_given, some = report.model.promises["category"]
+    assert (all_given.precision, all_given.coverage, some.precision) == (0.9, 1.0, 0.95)
+    assert all_given.kept is not None
+    assert all_given.kept.value == report.model.attributes["category"].accuracy  # one photo a product here
+    sure = scores.probabilities["category"].max(axis=1)[index.labels["category"][rows] >= 0]
+    assert some.coverage == pytest.approx((sure >= 0.55).mean())
+    excluded = scores.predicted()["category"] == 1  # pants, of which no sleeve is told
+    known = index.labels["sleeve"][rows] >= 0
+    assert [each.precision for each in report.model.promises["sleeve"]] == [0.9, 0.95, 0.99]
+    assert report.model.promises["sleeve"][0].coverage == pytest.approx((~excluded)[known].mean())
+    assert "colour" not in report.model.promises
+
+
+def test_the_worst_mistakes_are_the_surest_wrong_answers_one_a_product(tmp_path, index, start):
+    report = evaluate(start, index.folder, "test", tmp_path / "report")
+    scores, rows = score_rows(load_model(start), index, index.rows("test")), index.rows("test")
+    labels, read = index.labels["category"][rows], scores.probabilities["category"]
+    wrong = np.flatnonzero((labels >= 0) & (read.argmax(axis=1) != labels))
+    found = report.mistakes["category"]
+    assert {each.row for each in found} == set(rows[wrong].tolist())
+    assert [each.probability for each in found] == sorted((each.probability for each in found), reverse=True)
+    for each in found:
+        place = rows.tolist().index(each.row)
+        assert each.listed == SCHEMA.attributes["category"].values[labels[place]]
+        assert each.listed_probability == pytest.approx(float(read[place, labels[place]]))
+        assert (each.item_id, each.product_id) == (f"item {each.row}", f"P{each.row // 2}")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == sum(map(len, report.mistakes.values()))
+    assert [len(each) for each in worst_mistakes(index, scores, most=2).values()] == [2, 2, 2]
+
+
+def test_items_are_sliced_by_columns_of_the_catalog_in_whatever_order_it_is(tmp_path, index, start):
+    rows = [f"item {number},{'Acme' if number % 8 == 1 else HOSTILE if number == 3 else ''}" for number in range(22)]
+    (tmp_path / "shop.csv").write_text("\n".join(["id,brand", *reversed(rows)]))
+    cut = Cut(("brand", "product", "category"), str(tmp_path / "shop.csv"))
+    report = evaluate(start, index.folder, "test", tmp_path / "report", cut=cut)
+    brands = {each.value: each for each in report.slices["brand"]}
+    assert {value: each.items for value, each in brands.items()} == {"": 7, "Acme": 3, HOSTILE: 1}
+    assert all(each.small for each in brands.values())
+    reader, place = load_model(start), index.rows("test") % 8 == 1
+    scores = score_rows(reader, index, index.rows("test"))
+    labels = index.labels["category"][index.rows("test")][place]
+    expected = measure_attribute(SCHEMA.attributes["category"], labels, scores.probabilities["category"][place])
+    assert expected is not None
+    assert brands["Acme"].accuracy["category"] == expected.accuracy
+    assert [each.items for each in report.slices["product"]] == [1] * 11
+    assert {each.value for each in report.slices["category"]} == {"", "shirt", "pants"}
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert HOSTILE not in page
+    assert "few products" in page
+
+
+def test_rare_values_are_one_slice_and_a_slice_without_a_label_has_no_numbers(tmp_path, monkeypatch):
+    silent = {name: np.where(np.arange(22) == 1, UNLABELLED, column) for name, column in make_labels(22).items()}
+    index = make_shards(tmp_path / "shards", labels=silent)
+    monkeypatch.setattr("facetclip.slicing.MOST_SLICES", 4)
+    (_, scores), rows = evaluate_reader(make_reader(), index, "test"), index.rows("test")
+    asked = Questions.of(index, rows)
+    found = slices(asked, scores, columns_of(index, rows, ["product"], None))["product"]
+    assert [(each.value, each.items, each.merged) for each in found] == [
+        ("P0", 1, 0),
+        ("P1", 1, 0),
+        ("P10", 1, 0),
+        ("", 8, 8),
+    ]
+    assert (found[0].numbers, found[0].accuracy) == ({}, {})
+    assert set(found[1].numbers) == {"accuracy", "macro_f1", "exact_match"}
+
+
+def test_columns_that_are_not_there_are_named(tmp_path, index):
+    rows = index.rows("test")
+    (tmp_path / "shop.csv").write_text("id,brand\nitem 1,Acme\n")
+    with pytest.raises(UserError, match="the index knows product, category, sleeve, colour; give the catalog"):
+        columns_of(index, rows, ["brand"], None)
+    with pytest.raises(UserError, match=r"shop.csv: no column 'brnad'; did you mean 'brand'"):
+        columns_of(index, rows, ["brnad"], str(tmp_path / "shop.csv"))
+    with pytest.raises(UserError, match=r"shop.csv: has no item 'item 3'"):
+        columns_of(index, rows, ["brand"], str(tmp_path / "shop.csv"))
+
+
+def test_an_evaluation_is_filed_in_the_run_of_its_model(tmp_path, store, index, capsys):
+    client = connector(store)()
+    run = client.create_run(client.create_experiment("shops")).info.run_id
+    model = fine_tuned(tmp_path / "run" / "model", None)
+    RunRecord(tmp_path / "run", store, "shops", "run", {}, {}, run_id=run).update()
+    register(Path(model), name="shop", run_id=run)
+    for number, source in enumerate((model, "models:/shop@challenger")):
+        out = tmp_path / f"report{number}"
+        assert main(["evaluate", source, "--shards", str(index.folder), "--out", str(out)]) == 0
+        assert f"MLflow: run {run}, evaluation/test" in capsys.readouterr().out
+        report = EvalReport.from_json((out / "report.json").read_text())
+        assert len(client.get_metric_history(run, "test/mean/macro_f1")) == number + 1
+    assert report.model.source == "models:/shop/1"
+    metrics = client.get_run(run).data.metrics
+    for name, value in report.numbers().items():
+        assert metrics[f"test/{name}"] == pytest.approx(value)
+    filed = {item.path for item in client.list_artifacts(run, "evaluation/test")}
+    assert filed == {f"evaluation/test/{name}" for name in ("index.html", "report.json", "summary.png")}
+
+
+def test_mlflow_down_costs_an_evaluation_one_line(tmp_path, index, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    model = fine_tuned(tmp_path / "run" / "model", None)
+    RunRecord(tmp_path / "run", "http://127.0.0.1:9", "shops", "run", {}, {}, run_id="a").update()
+    assert main(["evaluate", model, "--shards", str(index.folder), "--out", str(tmp_path / "report")]) == 0
+    assert "but not in MLflow" in capsys.readouterr().err
+    assert (tmp_path / "report" / "report.json").is_file()
+
+
+@pytest.mark.xdist_group("browser")
+def test_the_page_fits_a_phone_and_asks_for_nothing(tmp_path, index, start):
+    browser = pytest.importorskip("selenium.webdriver")
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("no chromium here; apt-get install chromium chromium-driver")
+    rows = [f"item {number},{HOSTILE}{'long' * 40}" for number in range(22)]
+    (tmp_path / "shop.csv").write_text("\n".join(["id,brand", *rows]))
+    beside, cut = Beside(start, fine_tuned(tmp_path / "rival", None)), Cut(("brand",), str(tmp_path / "shop.csv"))
+    evaluate(start, index.folder, "test", tmp_path / "report", beside=beside, cut=cut)
+    options = browser.ChromeOptions()
+    options.binary_location = binary
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    opened = browser.Chrome(options, browser.ChromeService(driver))
+    try:
+        for width in (375, 1400):
+            metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 400}
+            opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            opened.get((tmp_path / "report" / "index.html").as_uri())
+            assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+        assert opened.execute_script("return window.hacked") is None
+        assert HOSTILE in opened.execute_script("return document.getElementById('slices').parentElement.textContent")
+        asked = "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"
+        assert opened.execute_script(asked) == []
+        drawn = "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
+        assert opened.execute_script(drawn) is True
+        opened.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        )
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        assert opened.execute_script(ground) == "rgb(17, 22, 28)"
+    finally:
+        opened.quit()
 
 
 def test_an_empty_or_silent_split_is_a_user_error(tmp_path, start):

@@ -31,6 +31,34 @@ def test_the_numbers_are_those_of_the_report(labels: list[int], seed: int, multi
     assert found.items == expected.items
 
 
+@given(seed=st.integers(0, 1000))
+def test_not_applicable_has_the_f1_of_the_report(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels, excluded = random.integers(-2, 3, 40), random.random(40) < 0.4
+    scores, products = draw_scores(seed, 40, 3, 2.0), random.integers(0, 9, 40)
+    expected = measure_attribute(attribute(3), labels, scores, excluded)
+    found = tally(attribute(3), labels, scores, products, excluded=excluded)
+    if expected is None or found is None:
+        assert expected is found is None
+        return
+    f1 = None if expected.not_applicable is None else expected.not_applicable.f1
+    assert numbers_of(found).get("not_applicable_f1") == (f1 if f1 is None else pytest.approx(f1))
+
+
+def test_each_draw_is_what_the_items_of_its_products_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 20)
+    random = np.random.default_rng(0)
+    labels, scores, products = random.integers(0, 4, 60), draw_scores(0, 60, 4, 2.0), random.integers(0, 12, 60)
+    found = tally(attribute(4), labels, scores, products, ranked=True)
+    assert found is not None
+    drawn, weights = draws([{"a": found}])[0]["a"], intervals._weights(12)
+    for draw in range(21):
+        again = np.repeat(np.arange(60), weights[draw, intervals.groups_of(products)])
+        expected = measure_attribute(attribute(4), labels[again], scores[again])
+        assert expected is not None
+        assert [drawn[name][draw] for name in METRICS] == pytest.approx([getattr(expected, name) for name in METRICS])
+
+
 def test_nothing_labelled_has_no_tally() -> None:
     assert tally(attribute(2), np.array([UNLABELLED]), np.ones((1, 2)), np.zeros(1, int)) is None
     assert draws([{}]) == [{}]
@@ -56,6 +84,33 @@ def test_nineteen_of_twenty_intervals_hold_the_truth_also_where_products_have_se
         each = estimate(draws([{"a": found}])[0]["a"]["accuracy"])
         held += each.low <= 0.8 <= each.high
     assert 0.9 <= held / 200 <= 0.99
+
+
+def test_nineteen_of_twenty_intervals_of_a_coverage_and_of_a_difference_hold_the_truth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 120)
+    covered = differs = 0
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        labels, products = random.integers(0, 2, 300), np.arange(300) // 2
+        sure = random.uniform(0.5, 1.0, 300)  # and right as often: nine tenths of those above 0.8, which are 0.4 of all
+
+        def read(shift: float, labels: np.ndarray = labels, sure: np.ndarray = sure, seed: int = seed) -> np.ndarray:
+            right = np.random.default_rng(seed + 1000).random(len(sure)) < sure + shift
+            value = np.where(right, labels, 1 - labels)
+            return np.where(value[:, None] == np.arange(2), sure[:, None], 1 - sure[:, None])
+
+        model, other = (tally(attribute(2), labels, read(shift), products, ranked=True) for shift in (0.0, -0.1))
+        assert model is not None
+        assert other is not None
+        ours, theirs = (each["a"] for each in draws([{"a": model}, {"a": other}]))
+        coverage = estimate(ours["coverage_90"])
+        covered += coverage.low <= 0.4 <= coverage.high
+        difference = estimate(ours["accuracy"] - theirs["accuracy"])
+        differs += difference.low <= 0.1 <= difference.high
+    assert covered / 100 >= 0.88
+    assert 0.9 <= differs / 100 <= 0.99
 
 
 def test_copies_of_the_photos_make_no_interval_narrower() -> None:
