@@ -279,12 +279,12 @@ def test_an_evaluation_is_filed_in_the_run_of_its_model(tmp_path, store, index, 
     model = fine_tuned(tmp_path / "run" / "model", None)
     RunRecord(tmp_path / "run", store, "shops", "run", {}, {}, run_id=run).update()
     register(Path(model), name="shop", run_id=run)
+    out = tmp_path / "report"
     for number, source in enumerate((model, "models:/shop@challenger")):
-        out = tmp_path / f"report{number}"
         assert main(["evaluate", source, "--shards", str(index.folder), "--out", str(out)]) == 0
         assert f"MLflow: run {run}, evaluation/test" in capsys.readouterr().out
-        report = EvalReport.from_json((out / "report.json").read_text())
         assert len(client.get_metric_history(run, "test/mean/macro_f1")) == number + 1
+    report = EvalReport.from_json((out / "report.json").read_text())
     assert report.model.source == "models:/shop/1"
     metrics = client.get_run(run).data.metrics
     for name, value in report.numbers().items():

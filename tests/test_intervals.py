@@ -1,5 +1,7 @@
 """Intervals hold what they promise, and what they are about is what `measure_attribute` says."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -158,3 +160,16 @@ def test_very_many_products_are_drawn_in_groups(monkeypatch: pytest.MonkeyPatch)
 def test_the_same_numbers_every_time() -> None:
     hits, products = np.arange(50) % 3 > 0, np.arange(50) // 2
     assert share(hits, products) == share(hits, products)
+
+
+def test_twenty_thousand_photos_ten_attributes_and_a_thousand_draws_take_seconds() -> None:
+    random, begun = np.random.default_rng(0), time.process_time()
+    products, found = random.integers(0, 8_000, 20_000), {}
+    for place in range(10):
+        labels, scores = random.integers(-1, 8, 20_000), draw_scores(place, 20_000, 8, 2.0)
+        each = tally(attribute(8), labels, scores, products, excluded=random.random(20_000) < 0.1, ranked=True)
+        assert each is not None
+        found[str(place)] = each
+    (numbers,) = draws([found])
+    assert all(len(drawn) == 1001 for each in numbers.values() for drawn in each.values())
+    assert time.process_time() - begun < 20  # 3 on a machine with nothing else to do
