@@ -11,7 +11,8 @@ import pyarrow as pa
 from PIL import Image
 
 from facetclip.config import NewModel
-from facetclip.images import encode_jpeg
+from facetclip.fingerprints import SIDE, fingerprint
+from facetclip.images import encode_jpeg, packed_image
 from facetclip.index import ShardIndex, open_index, write_index
 from facetclip.model import AttributeReader
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
@@ -83,6 +84,7 @@ def make_shards(
     Items go to training and test by turns; with `validation` every second one of the test's to that.
     """
     photos = [photo(number) for number in range(items)]
+    looks = np.array([fingerprint(packed_image(image, None, SIDE)[1]) for image in photos], dtype=np.uint64)
     lengths = np.array([len(image) for image in photos])
     folder.mkdir(parents=True, exist_ok=True)
     shard = np.arange(items) * shards // items
@@ -103,6 +105,8 @@ def make_shards(
         "offset": np.cumsum(lengths) - lengths - starts,
         "length": lengths,
         "checksum": np.array([zlib.crc32(image) for image in photos]),
+        "phash": looks[:, 0],
+        "tint": looks[:, 1],
     }
     facts = [
         Shard(name, int((shard == number).sum()), len(content), hashlib.sha256(content).hexdigest())

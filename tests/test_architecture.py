@@ -38,6 +38,7 @@ LAYERS = [
     },
     {"launch", "finishing", "features", "step_log", "start", "updates", "gradients"},
     {"zero", "claims", "indexing"},
+    {"joining"},
     {"engine", "slices"},
     {"feed"},
     {"scores", "sources", "validation", "batches", "model", "scratch", "tuning", "losses", "optimizers", "averaging"}
@@ -107,6 +108,7 @@ OWNERS = {
         "shards",
         "slices",
         "indexing",
+        "joining",
         "updates",
         "tars",
         "index",

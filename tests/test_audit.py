@@ -115,7 +115,7 @@ def test_blank_and_blurred_photos_are_told_from_good_ones():
 def test_photos_shared_by_products_and_odd_ones_are_flagged(tmp_path):
     index = make_shards(tmp_path, items=150)
     products = np.arange(150) // 3
-    columns = {name: getattr(index, name).copy() for name in ("offset", "checksum", "length")}
+    columns = {name: getattr(index, name).copy() for name in ("offset", "checksum", "length", "phash", "tint")}
     changed = open_index(tmp_path)
     for column in columns.values():
         column[149] = column[0]  # the first photo again

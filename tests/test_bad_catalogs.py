@@ -190,7 +190,7 @@ def test_e_an_image_that_is_none_of_the_shops_is_named_by_its_row_and_never_open
 
 
 def test_e_a_nul_in_a_path_leads_nowhere(shop):
-    rows = [dict(zip(HEADER.split(","), row.split(","), strict=True)) for row in GOOD]
+    rows: list[dict[str, str]] = [dict(zip(HEADER.split(","), row.split(","), strict=True)) for row in GOOD]
     rows.append(rows[0] | {"id": "9", "image": "../secret.jpg\0.jpg"})
     (shop.folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert (shop.check("c.jsonl").code, shop.shard("c.jsonl").code) == (0, 0)

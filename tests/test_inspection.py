@@ -3,19 +3,22 @@
 import io
 import pickle
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flaky_server import serving
 from PIL import Image
-from small_shop import SCHEMA, photo
+from small_shop import SCHEMA, make_shards, photo
 
 from facetclip.catalog import read_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.index import ShardIndex, key_of, open_index
-from facetclip.inspection import describe, draw_sheets, verify
+from facetclip.inspection import Damage, describe, draw_sheets, verify
+from facetclip.metrics import listed_values
 from facetclip.pictures import contact_sheet, thumbnail
 from facetclip.shards import ShardSpec, build_shards
 
@@ -160,6 +163,53 @@ def test_d_what_lies_behind_the_samples_is_noticed(index: ShardIndex) -> None:
 def test_d_a_shard_that_is_gone_is_named(index: ShardIndex) -> None:
     (index.folder / index.shards[2].name).unlink()
     assert "shard-000002.tar: cannot be read" in str(next(verify(index)))
+
+
+def test_d_shards_at_a_url_are_read_there_whatever_the_cache_has(
+    index: ShardIndex, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("FACETCLIP_CACHE", str(tmp_path / "cache"))
+    with serving(index.folder) as server:
+        there = open_index(server.url)
+        assert [there.read(row) for row in range(ITEMS)] == [index.read(row) for row in range(ITEMS)]
+        assert list(verify(there)) == []
+        held = {path.name for path in (tmp_path / "cache").iterdir()}
+        path = index.folder / index.shards[1].name
+        path.write_bytes(flipped(path.read_bytes(), int(index.offset[4]) + 50))
+        assert [there.read(row) for row in range(ITEMS)], "from the cache"
+        damage = Damage(path.name, "the photo is not the one that was indexed", int(index.offset[4]), key_of("4"))
+        assert list(verify(there)) == [damage]
+        (index.folder / index.shards[2].name).unlink()
+        assert main(["inspect", server.url, "--verify"]) == 1
+        said = capsys.readouterr().out
+        assert str(damage) in said
+        assert f"shard-000002.tar: cannot be read ({server.url}/shard-000002.tar: not found)" in said
+        assert "2 of 3 shards damaged" in said
+        assert {path.name for path in (tmp_path / "cache").iterdir()} == held, "what is looked at is not kept"
+
+
+def test_counts_are_those_of_looking_at_every_row(tmp_path: Path) -> None:
+    index = make_shards(tmp_path, items=60, validation=True)
+    said = [line.split() for line in describe(index).splitlines()]
+    for name, attribute in index.schema.attributes.items():
+        start = next(place for place, words in enumerate(said) if words[:2] == [name, "all"])
+        for words in said[start + 2 : start + 2 + len(attribute.values)]:
+            listed = listed_values(attribute, index.labels[name])[:, attribute.values.index(words[0])]
+            expected = [listed.sum(), *((listed & (index.splits == place)).sum() for place in range(3))]
+            assert [int(word) for word in words[1:]] == expected
+
+
+def test_a_million_rows_are_counted_in_seconds(tmp_path: Path) -> None:
+    index = make_shards(tmp_path, items=20)
+    times = 50_000
+    columns = {"splits": index.splits, "products": index.products, "length": index.length}
+    for name, column in columns.items():
+        object.__setattr__(index, name, np.tile(column, times))  # as if it had been read
+    object.__setattr__(index, "labels", {name: np.tile(column, times) for name, column in index.labels.items()})
+    object.__setattr__(index, "size", len(index) * times)
+    start = time.process_time()
+    assert "1,000,000 items of 10 products" in describe(index)
+    assert time.process_time() - start < 3
 
 
 def test_a_contact_sheet_has_a_row_a_value(index: ShardIndex, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_connected_numbers_are_the_smallest_that_can_be_reached(drawn):
     assert connected(count, one, other).tolist() == label
 
 
-IDS = ["D", "B", "A", "C", "E"]
+IDS = pa.array(["D", "B", "A", "C", "E"])
 OWN = np.array([0, 1, 2, 0, 1])
 
 
@@ -143,7 +143,7 @@ def test_the_order_of_products_changes_no_split(order):
     order = np.array(order)
     labels = np.array([0, 0, 2, 2, 4])
     expected, _ = joined_splits(IDS, labels, OWN, np.full(5, -1))
-    ids = [IDS[place] for place in order]
+    ids = IDS.take(pa.array(order))
     smallest = {group: int(np.flatnonzero(labels[order] == group)[0]) for group in (0, 2, 4)}
     group = np.array([smallest[label] for label in labels[order].tolist()])
     splits, _ = joined_splits(ids, group, OWN[order], np.full(5, -1))

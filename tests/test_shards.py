@@ -21,6 +21,7 @@ from facetclip.claims import lease_path
 from facetclip.errors import UserError
 from facetclip.images import BadImage, encode_jpeg, read_rgb, verdict
 from facetclip.index import INDEX_NAME, open_index
+from facetclip.indexing import DUPLICATES
 from facetclip.lease import Lease
 from facetclip.portions import WHOLE
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
@@ -105,7 +106,12 @@ def test_two_runs_and_any_number_of_processes_give_the_same_bytes(shop):
     build(shop, "again")
     build(shop, "two", workers=2)
     assert contents(shop / "one") == contents(shop / "again") == contents(shop / "two")
-    assert sorted(contents(shop / "one")) == [INDEX_NAME, QUARANTINE, *(f"shard-00000{n}.tar" for n in range(5))]
+    assert sorted(contents(shop / "one")) == [
+        DUPLICATES,
+        INDEX_NAME,
+        QUARANTINE,
+        *(f"shard-00000{n}.tar" for n in range(5)),
+    ]
 
 
 def test_the_tars_are_plain_and_tell_nothing_of_the_machine(shop):

@@ -145,7 +145,7 @@ def test_whatever_happens_to_a_catalog_its_shards_are_as_built_anew(shop, seed):
 
 def test_one_percent_more_writes_less_than_two_percent_of_the_bytes(tmp_path):
     (tmp_path / "photos").mkdir()
-    rows, lines = 400, []
+    rows, lines = 500, []
 
     def more(numbers):
         for number in numbers:
@@ -159,7 +159,7 @@ def test_one_percent_more_writes_less_than_two_percent_of_the_bytes(tmp_path):
     folder = tmp_path / "shards"
     before, splits = contents(folder), open_index(folder).splits[:]
     products = open_index(folder).product_ids.to_pylist()
-    more(range(rows, rows + 4))
+    more(range(rows, rows + 5))
     update(tmp_path, samples_per_shard=100)
     after = contents(folder)
     written = sum(len(content) for name, content in after.items() if before.get(name) != content)

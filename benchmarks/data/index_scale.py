@@ -60,6 +60,8 @@ def write(folder: Path, items: int) -> None:
         "offset": place % EACH * BYTES,
         "length": np.full(items, BYTES),
         "checksum": np.zeros(items),
+        "phash": random.integers(1, 1 << 64, items, dtype=np.uint64),
+        "tint": random.integers(0, 1 << 64, items, dtype=np.uint64),
     }
     folder.mkdir(parents=True)
     shards = [Shard(f"shard-{number:06d}.tar", EACH, EACH * BYTES, "") for number in range(-(-items // EACH))]

@@ -16,8 +16,10 @@ from facetclip.downloads import FetchSpec
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.index import open_index
+from facetclip.indexing import DUPLICATES
 from facetclip.infer import infer_schema
 from facetclip.inspection import describe, draw_sheets, verify
+from facetclip.near_duplicates import MOST_BITS, MOST_JOINED
 from facetclip.portions import WHOLE, launched_portion, parse_portion
 from facetclip.render import ATTRIBUTES, RenderSpec, render_catalog
 from facetclip.schema import read_schema
@@ -156,6 +158,15 @@ def add_shard(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-removed", type=float, help="largest share of its items that an update may drop; 0.1")
     parser.add_argument(
+        "--join-duplicates",
+        metavar="BITS",
+        type=int,
+        nargs="?",
+        const=MOST_BITS,
+        help="give products with a photo in common one split. BITS of 64 in which two photos that count as one may "
+        f"differ; {MOST_BITS} where none is given",
+    )
+    parser.add_argument(
         "--part",
         metavar="I/N",
         help="pack every N-th shard from I = 0 to N - 1 on; the last part to end writes the index. Without it as the "
@@ -176,6 +187,7 @@ def run_shard(args: argparse.Namespace) -> int:
         workers=max(1, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if args.workers is None else args.workers,
         max_bad=args.max_bad,
         fetch=_fetch_spec(args),
+        join=args.join_duplicates,
         update=args.update,
         max_removed=ShardSpec.max_removed if args.max_removed is None else args.max_removed,
     )
@@ -206,10 +218,29 @@ def _print_shards(report: ShardReport) -> None:
         print(f"{report.changes.moved} products are in another split than before, as the catalog's split column says")
     if report.superseded:
         print(f"{report.superseded} samples in the tars count no longer; when they are many, build in a new folder")
+    _print_shared(report)
     for name, count in report.unknown_cells.items():
         print(f"{name}: {count} cells that the schema does not explain count as unlabelled; facetclip check lists them")
     for code, count in report.bad.items():
         print(f"{count} rows left out: {code}; see {report.folder / 'quarantine.csv'}")
+
+
+def _print_shared(report: ShardReport) -> None:
+    shared = report.duplicates
+    if shared.pairs:
+        hint = "" if shared.joined else "; --join-duplicates gives such products one split"
+        print(
+            f"{shared.pairs} pairs of photos look the same under two products, {shared.apart} of them in two splits"
+            f"{hint if shared.apart else ''}; see {report.folder / DUPLICATES}"
+        )
+    if shared.joined:
+        print(f"{shared.joined} products share their split with others that have a photo in common")
+    if shared.left_out:
+        print(f"{shared.left_out} products were not joined for a photo that more than {MOST_JOINED} have in common")
+    if shared.torn:
+        print(f"{shared.torn} groups of such products were put in two splits by an earlier build and stay there")
+    if shared.crowded:
+        print(f"{shared.crowded} photos look like so many others that not every pair of theirs was compared")
 
 
 def _progress(done: int, whole: int) -> None:

@@ -217,6 +217,17 @@ def encode_jpeg(image: Image.Image, quality: int = QUALITY) -> bytes:
     return out.getvalue()
 
 
+def packed_image(data: bytes, size: int | None, side: int) -> tuple[bytes, np.ndarray]:
+    """The image as a shard holds it: `shrink` to `size`, or where that is None as it is; and what it shows, `squeezed`.
+
+    BadImage when it cannot be decoded whole.
+    """
+    if size is None:
+        return data, squeezed(read_rgb(data, at_least=side), side)
+    small, picture = shrunk_image(data, size)
+    return small, squeezed(picture, side)
+
+
 def squeezed(image: Image.Image, side: int) -> np.ndarray:
     """uint8 [side, side, 3]: the whole RGB image, its aspect lost."""
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))

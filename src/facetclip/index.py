@@ -27,7 +27,7 @@ from facetclip.schema import Schema
 from facetclip.splits import SPLITS
 from facetclip.store import INDEX_NAME, CachedShards, LocalShards, Shard, open_store
 
-FORMAT = "facetclip-index-2"
+FORMAT = "facetclip-index-3"
 LABEL = "label:"  # before the attribute's name in the Parquet column
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _KEY_LENGTH = 64  # a plain tar header takes names of up to 100 bytes
@@ -120,6 +120,16 @@ class ShardIndex:
     def checksum(self) -> np.ndarray:
         """uint32 [n]: crc32 of those bytes."""
         return self._numbers("checksum")
+
+    @cached_property
+    def phash(self) -> np.ndarray:
+        """uint64 [n]: with `tint` what the image looks like (`fingerprints`)."""
+        return self._numbers("phash")
+
+    @cached_property
+    def tint(self) -> np.ndarray:
+        """uint64 [n]."""
+        return self._numbers("tint")
 
     @cached_property
     def item_ids(self) -> pa.Array:
@@ -284,12 +294,13 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def index_columns(schema: Schema) -> pa.Schema:
-    """The Parquet columns: identity, split, labels, and where the image lies."""
+    """The Parquet columns: identity, split, labels, where the image lies and what it looks like."""
     labels = [(LABEL + name, pa.int64() if a.multi_valued else pa.int16()) for name, a in schema.attributes.items()]
     place = [("shard", pa.int32()), ("offset", pa.int64()), ("length", pa.int32()), ("checksum", pa.uint32())]
+    looks = [("phash", pa.uint64()), ("tint", pa.uint64())]
     identity = [("item", pa.large_string()), ("product_id", pa.large_string()), ("product", pa.int32())]
     title = [("title", pa.large_string())] if schema.columns.title else []
-    return pa.schema([("place", pa.int64()), *identity, *title, ("split", pa.int8()), *labels, *place])
+    return pa.schema([("place", pa.int64()), *identity, *title, ("split", pa.int8()), *labels, *place, *looks])
 
 
 def digest_of(table: pa.Table, schema: Schema) -> str:

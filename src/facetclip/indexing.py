@@ -11,11 +11,14 @@ import pyarrow.parquet as pq
 
 from facetclip import faults
 from facetclip.index import INDEX_NAME, LABEL, ShardIndex, open_index, read_metadata, write_index, write_parquet
+from facetclip.joining import shared_photos
+from facetclip.near_duplicates import write_duplicates
 from facetclip.slices import Build, Kept, codes_of, found_in
 from facetclip.store import Shard
 from facetclip.tars import Part
 
 SOURCES = "sources.parquet"
+DUPLICATES = "duplicates.csv"
 _WHERE = pa.schema(
     [
         ("place", pa.int64()),
@@ -23,6 +26,8 @@ _WHERE = pa.schema(
         ("offset", pa.int64()),
         ("length", pa.int32()),
         ("checksum", pa.uint32()),
+        ("phash", pa.uint64()),
+        ("tint", pa.uint64()),
         ("source", pa.uint64()),
     ]
 )
@@ -43,8 +48,10 @@ NO_CHANGES = Changes(0, 0, 0, 0, 0)
 
 
 def index_build(build: Build, parts: Sequence[Part]) -> None:
-    """Write the index over what `parts` say was packed, and over what an update keeps."""
-    rows, (shards, where) = build.rows, _where(build, parts)
+    """Write the index over what `parts` say was packed and what an update keeps; before it, duplicates.csv."""
+    shards, where = _where(build, parts)
+    build, found, shared = shared_photos(build, where)
+    rows = build.rows
     places = where.column("place").to_numpy()
     take = pa.array(places)
     columns = {
@@ -62,13 +69,16 @@ def index_build(build: Build, parts: Sequence[Part]) -> None:
         "settings": build.spec.settings,
         "bad": Counter(code for part in parts for _, code, _ in part.bad),
         "unknown_cells": rows.unknown_cells,
+        "duplicates": asdict(shared),
         "changes": None if build.kept is None else asdict(_changes(build, build.kept, parts)),
     }
     sources = where.select(["source"]).replace_schema_metadata({"work": build.digest})
     write_parquet(build.spec.out / SOURCES, sources)
     faults.reach("shards.after_sources")
     told = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}
-    write_index(build.spec.out, pa.table(columns), build.schema, shards, told)
+    table = pa.table(columns)
+    write_duplicates(build.spec.out / DUPLICATES, found, table, build.schema)
+    write_index(build.spec.out, table, build.schema, shards, told)
 
 
 def sources_of(index: ShardIndex) -> np.ndarray:
@@ -104,7 +114,7 @@ def _where(build: Build, parts: Sequence[Part]) -> tuple[list[Shard], pa.Table]:
 def _still(kept: Kept, old: ShardIndex) -> tuple[list[Shard], pa.Table]:
     """Those shards of a folder of which an update keeps anything, and what it keeps."""
     alive, numbers = np.unique(old.shard[kept.rows], return_inverse=True)
-    lies = {name: getattr(old, name)[kept.rows] for name in ("offset", "length", "checksum")}
+    lies = {name: getattr(old, name)[kept.rows] for name in ("offset", "length", "checksum", "phash", "tint")}
     table = pa.table({"place": kept.places, "shard": numbers, **lies, "source": kept.sources})
     return [old.shards[number] for number in alive], table
 

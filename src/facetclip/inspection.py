@@ -4,6 +4,7 @@ The reader of a shard goes by the index and would not see what lies between the 
 every byte: a tar that differs from its checksum is walked header by header until the first sample not as indexed.
 """
 
+import json
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from facetclip.errors import UserError
 from facetclip.images import BadImage
-from facetclip.index import ShardIndex, key_of
+from facetclip.index import INDEX_NAME, ShardIndex, key_of, read_metadata
 from facetclip.metrics import listed_values
 from facetclip.pictures import contact_sheet
-from facetclip.schema import NOT_APPLICABLE
+from facetclip.schema import NOT_APPLICABLE, Attribute
 from facetclip.splits import SPLITS
 from facetclip.tables import text_table
 from facetclip.tars import intact
@@ -40,12 +42,12 @@ class Damage:
 
 def describe(index: ShardIndex) -> str:
     """Counts and sizes, for a person."""
-    rows = {name: len(index.rows(name)) for name in SPLITS}
-    products = {name: len(np.unique(index.products[index.rows(name)])) for name in SPLITS}
+    rows = dict(zip(SPLITS, _per_split(index.splits).tolist(), strict=True))
+    products = {name: _distinct(index.products[index.splits == place]) for place, name in enumerate(SPLITS)}
     sizes = np.quantile(index.length, [0.5, 0.99]) / 1000 if len(index) else (0.0, 0.0)
     total = sum(shard.bytes for shard in index.shards)
     lines = [
-        f"{index.store}: {len(index):,} items of {len(np.unique(index.products)):,} products in {len(index.shards):,} "
+        f"{index.store}: {len(index):,} items of {_distinct(index.products):,} products in {len(index.shards):,} "
         f"shards, {total / 1e6:,.1f} MB; a photo has {sizes[0]:,.1f} kB, the largest hundredth over {sizes[1]:,.1f} kB",
         *(
             [f"{index.superseded:,} samples in the tars count no longer: updates replaced them"]
@@ -56,50 +58,82 @@ def describe(index: ShardIndex) -> str:
             ["split", "items", "products"], [[name, f"{rows[name]:,}", f"{products[name]:,}"] for name in SPLITS]
         ),
     ]
+    lines += _shared(index)
     for name in index.schema.names:
         lines += ["", _attribute_table(index, name)]
     return "\n".join(lines)
 
 
+def _distinct(numbers: np.ndarray) -> int:
+    """How many different ones there are among the numbers of products, which leave no large gaps."""
+    return int((np.bincount(numbers) > 0).sum())
+
+
+def _shared(index: ShardIndex) -> list[str]:
+    """What the index says of photos that several products have in common."""
+    stored = json.loads(read_metadata(index.store.index, f"{index.store}/{INDEX_NAME}").get("duplicates", "{}"))
+    if not stored.get("pairs"):
+        return []
+    apart = f"{stored['apart']:,} of them in two splits"
+    return ["", f"{stored['pairs']:,} pairs of photos look the same under two products, {apart}: duplicates.csv"]
+
+
 def _attribute_table(index: ShardIndex, name: str) -> str:
     """How many items of each split list each value, the most frequent first, and how many say nothing."""
     attribute, labels = index.schema.attributes[name], index.labels[name]
-    listed = listed_values(attribute, labels)
-    of_split = [index.splits == place for place in range(len(SPLITS))]
-    order = np.argsort(-listed.sum(axis=0), kind="stable")
-    rows = [[attribute.values[value], *_counts(listed[:, value], of_split)] for value in order.tolist()]
-    rows.append(["(unlabelled)", *_counts((labels < 0) & (labels != NOT_APPLICABLE), of_split)])
-    if (labels == NOT_APPLICABLE).any():
-        rows.append(["(not applicable)", *_counts(labels == NOT_APPLICABLE, of_split)])
+    counts = _listed(attribute, labels, index.splits)
+    order = np.argsort(-counts.sum(axis=1), kind="stable")
+    rows = [[attribute.values[value], *_shown(counts[value])] for value in order.tolist()]
+    silent, absent = labels < 0, labels == NOT_APPLICABLE
+    rows.append(["(unlabelled)", *_shown(_per_split(index.splits[silent & ~absent]))])
+    if absent.any():
+        rows.append(["(not applicable)", *_shown(_per_split(index.splits[absent]))])
     return text_table([name, "all", *SPLITS], rows)
 
 
-def _counts(which: np.ndarray, of_split: list[np.ndarray]) -> list[str]:
-    return [f"{count:,}" for count in (which.sum(), *((which & split).sum() for split in of_split))]
+def _listed(attribute: Attribute, labels: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """int64 [values, splits]: how many items list each value."""
+    told = labels >= 0
+    labels, splits = labels[told], splits[told]
+    if attribute.multi_valued:
+        return np.stack([_per_split(splits[(labels >> place & 1) > 0]) for place in range(len(attribute.values))])
+    cells = labels.astype(np.int64) * len(SPLITS) + splits
+    return np.bincount(cells, minlength=len(attribute.values) * len(SPLITS)).reshape(-1, len(SPLITS))
+
+
+def _per_split(splits: np.ndarray) -> np.ndarray:
+    return np.bincount(splits, minlength=len(SPLITS))
+
+
+def _shown(of_split: np.ndarray) -> list[str]:
+    return [f"{count:,}" for count in (of_split.sum(), *of_split)]
 
 
 def verify(index: ShardIndex) -> Iterator[Damage]:
-    """Everything in which the shards are not what the index was written over; reads every byte."""
+    """Everything in which the shards are not what the index was written over; reads every byte where they lie.
+
+    Those at a URL are brought here one by one, whatever the cache holds, and thrown away again.
+    """
     for number, shard in enumerate(index.shards):
-        if not intact(index.folder, shard):
-            rows = np.flatnonzero(index.shard == number)
-            yield from _walk(index, index.folder / shard.name, rows[np.argsort(index.offset[rows])])
+        try:
+            with index.store.original(shard) as path:
+                if not intact(path, shard):
+                    rows = np.flatnonzero(index.shard == number)
+                    yield from _walk(index, path, shard.name, rows[np.argsort(index.offset[rows])])
+        except (OSError, UserError) as error:
+            yield Damage(shard.name, f"cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
-def _walk(index: ShardIndex, path: Path, rows: np.ndarray) -> Iterator[Damage]:
+def _walk(index: ShardIndex, path: Path, name: str, rows: np.ndarray) -> Iterator[Damage]:
     """The first sample of a changed shard that is not as indexed, or what else about it is not."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        yield Damage(path.name, f"cannot be read ({error.strerror})")
-        return
+    content = path.read_bytes()
     for row in rows.tolist():
         offset, length = int(index.offset[row]), int(index.length[row])
         key = key_of(index.item_id(row))
         if problem := _sample(content, offset, length, int(index.checksum[row]), key):
-            yield Damage(path.name, problem, offset, key)
+            yield Damage(name, problem, offset, key)
             return
-    yield Damage(path.name, "every photo is as indexed, but what lies between or after them is not what was written")
+    yield Damage(name, "every photo is as indexed, but what lies between or after them is not what was written")
 
 
 def _sample(content: bytes, offset: int, length: int, checksum: int, key: str) -> str | None:

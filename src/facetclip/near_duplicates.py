@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def connected(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def joined_splits(
-    ids: Sequence[str], group: np.ndarray, own: np.ndarray, placed: np.ndarray
+    ids: pa.Array, group: np.ndarray, own: np.ndarray, placed: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Each product's split, int8, one for all that are joined; and the groups for which that cannot be.
 
@@ -124,7 +124,7 @@ def joined_splits(
     for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
         members = order[start : start + size]
         kept = members[placed[members] >= 0]
-        leader = min((kept if len(kept) else members).tolist(), key=ids.__getitem__)
+        leader = min((kept if len(kept) else members).tolist(), key=lambda product: ids[product].as_py())
         splits[members[placed[members] < 0]] = splits[leader]
         if len(set(placed[kept].tolist())) > 1:
             torn.append(members)

@@ -13,6 +13,7 @@ import numpy as np
 from facetclip.files import write_whole
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
+from facetclip.near_duplicates import find_duplicates
 from facetclip.squares import square_planes
 from facetclip.suggestions import inert
 
@@ -73,16 +74,14 @@ def clarity(planes: np.ndarray) -> tuple[float, float]:
 
 
 def _shared(index: ShardIndex) -> Iterator[PhotoFlag]:
-    """The same bytes under two products."""
-    identity = (index.checksum.astype(np.int64) << 31) ^ index.length
-    order = np.lexsort((index.products, identity))
-    starts = np.flatnonzero(np.diff(identity[order], prepend=identity[order][:1] - 1))
-    for group in np.split(order, starts[1:]):
-        products = dict.fromkeys(index.product_ids[int(row)].as_py() for row in group) if len(group) > 1 else {}
-        if len(products) > 1:
-            for row in np.sort(group).tolist():
-                others = [name for name in products if name != index.product_ids[row].as_py()]
-                yield _flag(index, row, "shared", f"the same photo as of product {', '.join(others[:3])}")
+    """What looks the same under two products."""
+    found = find_duplicates(index.phash, index.tint, index.products)
+    others: dict[int, dict[str, None]] = {}
+    for row, other in zip(found.rows.tolist(), found.others.tolist(), strict=True):
+        others.setdefault(row, {})[index.product_ids[other].as_py()] = None
+        others.setdefault(other, {})[index.product_ids[row].as_py()] = None
+    for row, products in sorted(others.items()):
+        yield _flag(index, row, "shared", f"looks the same as a photo of product {', '.join([*products][:3])}")
 
 
 def _odd(index: ShardIndex, features: np.ndarray) -> Iterator[PhotoFlag]:

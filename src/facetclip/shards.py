@@ -24,6 +24,7 @@ from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.index import INDEX_NAME, open_index, read_metadata
 from facetclip.indexing import NO_CHANGES, Changes, index_build, sources_of
+from facetclip.joining import Shared
 from facetclip.lease import Held
 from facetclip.portions import WHOLE, Portion
 from facetclip.schema import Schema
@@ -51,6 +52,7 @@ class ShardReport:
     unknown_cells: dict[str, int]  # attribute -> cells that no value or alias explains; unlabelled in the shards
     reused: int  # shards found finished
     superseded: int  # samples in the tars that count no longer: an update replaced or removed them
+    duplicates: Shared  # photos that several products have in common, listed in duplicates.csv
     changes: Changes | None  # what this update did
 
 
@@ -141,12 +143,15 @@ def _all_packed(build: Build) -> bool:
     return all(part is not None and _in_place(build.spec.out, part.shard) for part in parts)
 
 
-def _in_place(folder: Path, shard: Shard | None) -> bool:
-    """Whether the tar is there, by its size; its bytes were looked at by whoever packed or took it over."""
+def _in_place(folder: Path, shard: Shard | None, *, whole: bool = False) -> bool:
+    """Whether the tar is there, by its size, or `whole`, by its bytes.
+
+    By its size where the bytes were looked at by whoever packed it or took it over.
+    """
     if shard is None:
         return True
     path = folder / shard.name
-    return path.is_file() and path.stat().st_size == shard.bytes
+    return path.is_file() and path.stat().st_size == shard.bytes and (not whole or intact(path, shard))
 
 
 def _cleared(build: Build, reused: int) -> ShardReport:
@@ -164,7 +169,7 @@ def _fetch(build: Build, numbers: Iterable[int]) -> None:
 def _usable(build: Build, number: int) -> bool:
     """Whether an interrupted run left this shard finished: its tar whole, its images as they were."""
     part = read_part(build.part(number), build.digest)
-    if part is None or not intact(build.spec.out, part.shard):
+    if part is None or not _in_place(build.spec.out, part.shard, whole=True):
         return False
     kept = packed(*(part.rows.column(name).to_numpy() for name in ("place", "checksum", "source")))
     return first_changed(build.slice(number), kept) is None
@@ -253,5 +258,6 @@ def _report(build: Build, reused: int) -> ShardReport:
         unknown_cells=json.loads(facts["unknown_cells"]),
         reused=reused,
         superseded=index.superseded,
+        duplicates=Shared(**json.loads(facts["duplicates"])),
         changes=None if build.kept is None else Changes(**changes),
     )

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from facetclip.catalog import Catalog, encode_labels
 from facetclip.downloads import FetchSpec
 from facetclip.errors import UserError
+from facetclip.hamming import FARTHEST
 from facetclip.index import canonical
 from facetclip.portions import WHOLE, Portion
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
@@ -33,7 +34,7 @@ ORIGINALS_PER_SHARD = 1000
 FEWEST_PER_SHARD = 64
 FEWEST_SHARDS = 16  # where there are rows enough, so that several processes have work
 SMALLEST_RESIZE = 32
-FORMAT = "facetclip-shards-2"
+FORMAT = "facetclip-shards-3"
 _NUMBERED = re.compile(r"shard-(\d+)\.tar")
 
 
@@ -50,13 +51,14 @@ class ShardSpec:
     workers: int = 1
     max_bad: float = 0.01
     fetch: FetchSpec | None = None  # how images named by URL are had; None refuses them
+    join: int | None = None  # bits: products with a photo in common, within so many, share a split
     update: bool = False  # a finished folder follows its catalog; else it is left alone
     max_removed: float = 0.1  # largest share of a finished folder's items that an update may drop
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all shards of a folder have in common, however often it is updated."""
-        return {"resize": self.resize, "seed": self.seed, "shares": str(self.shares)}
+        return {"resize": self.resize, "seed": self.seed, "shares": str(self.shares), "join": self.join}
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def _check_spec(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Port
             raise UserError(f"{name}: expected at least {least}, found {value}")
     if portion != WHOLE and spec.fetch is not None and spec.fetch.folder is not None:
         raise UserError("--downloads: parts cannot share one folder; leave it out, or shard without --part")
+    _check_join(schema, spec)
     column = schema.columns.image
     if spec.images is None and spec.fetch is None and pa.types.is_string(catalog.table.column(column).type):
         raise UserError(
@@ -181,6 +184,18 @@ def _check_spec(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Port
         )
     if spec.images is not None and not spec.images.is_dir():
         raise UserError(f"{spec.images}: expected the folder of the images (--images), found no folder")
+
+
+def _check_join(schema: Schema, spec: ShardSpec) -> None:
+    if spec.join is None:
+        return
+    if not 0 <= spec.join <= FARTHEST:
+        raise UserError(f"--join-duplicates: expected 0 to {FARTHEST} bits, found {spec.join}")
+    if schema.columns.split is not None:
+        raise UserError(
+            f"--join-duplicates: column {schema.columns.split!r} says which split each product is in; take `split` out "
+            "of the schema's [columns], or leave the option out: duplicates.csv names what is in two splits"
+        )
 
 
 def _read_rows(catalog: Catalog, schema: Schema, spec: ShardSpec) -> Rows:
@@ -250,6 +265,7 @@ def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Porti
         spec.seed,
         str(spec.shares),
         spec.samples_per_shard,
+        spec.join,
         *([DOWNLOADS] if spec.fetch else []),
     ]
     total.update(json.dumps(facts).encode())

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import re
+import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,11 @@ class LocalShards:
         """Whether a damaged shard may be whole when it is read again."""
         return False
 
+    @contextmanager
+    def original(self, shard: Shard) -> Iterator[Path]:
+        """The file of a shard as it lies there now."""
+        yield self.folder / shard.name
+
 
 class CachedShards:
     """Shards at a URL, each brought whole into a cache when it is first read. `index`: the cached one, held by this."""
@@ -159,6 +165,14 @@ class CachedShards:
         """Whether a damaged shard may be whole when it is read again: the cache forgets it."""
         self.cache.discard(self._entry(shard).name)
         return True
+
+    @contextmanager
+    def original(self, shard: Shard) -> Iterator[Path]:
+        """A passing copy of a shard as it lies at the URL now, whatever the cache has; UserError where none is had."""
+        with tempfile.TemporaryFile(dir=self.cache.folder) as copy:
+            self.remote.download(shard.name, copy, shard.bytes, lambda file: None)
+            copy.flush()
+            yield Path(f"/dev/fd/{copy.fileno()}")
 
     def _entry(self, shard: Shard, stop: threading.Event | None = None) -> Entry:
         problem = partial(_hash_problem, shard)

@@ -21,7 +21,8 @@ from facetclip import faults
 from facetclip.addresses import is_url
 from facetclip.downloads import downloaded
 from facetclip.files import writing
-from facetclip.images import BadImage, load, shrink, suffix, verdict
+from facetclip.fingerprints import SIDE, fingerprint
+from facetclip.images import BadImage, load, packed_image, suffix
 from facetclip.index import Shard, key_of, write_parquet
 from facetclip.schema import NOT_APPLICABLE, Schema
 
@@ -31,6 +32,8 @@ PART_COLUMNS = pa.schema(
         ("offset", pa.int64()),
         ("length", pa.int32()),
         ("checksum", pa.uint32()),
+        ("phash", pa.uint64()),
+        ("tint", pa.uint64()),
         ("source", pa.uint64()),
     ]
 )
@@ -95,19 +98,19 @@ class _Tar:
 
 def pack(rows: Slice) -> int:
     """Write the tar of one slice, then its part; the number of rows left out. With no good image there is no tar."""
-    found: list[tuple[int, int, int, int, int]] = []
+    found: list[tuple[int, ...]] = []
     bad: list[tuple[int, str, str]] = []
     with writing(rows.tar) as out:
         tar = _Tar(out)
         for number, place in enumerate(rows.places):
             source = source_of(rows.images_root, rows.images[number])  # before it is read: a later touch will show
             try:
-                image = read_image(rows, number)
+                image, pixels = read_image(rows, number)
             except BadImage as error:
                 bad.append((place, error.code, error.message))
                 continue
             offset = _add_sample(tar, rows, number, image)
-            found.append((place, offset, len(image), zlib.crc32(image), source or 0))
+            found.append((place, offset, len(image), zlib.crc32(image), *fingerprint(pixels), source or 0))
         sha256 = tar.close()
     if not found:
         rows.tar.unlink()
@@ -118,8 +121,8 @@ def pack(rows: Slice) -> int:
     return len(bad)
 
 
-def read_image(rows: Slice, number: int) -> bytes:
-    """The image of one row as it goes into the tar; BadImage when it cannot be used."""
+def read_image(rows: Slice, number: int) -> tuple[bytes, np.ndarray]:
+    """The image of one row as it goes into the tar, and uint8 [SIDE, SIDE, 3] of it; BadImage where it is none."""
     image = rows.images[number]
     if rows.downloads is not None and is_url(image):
         image = downloaded(rows.downloads, image)
@@ -127,11 +130,7 @@ def read_image(rows: Slice, number: int) -> bytes:
         if rows.images_root is None:
             raise BadImage("no_reference", "the catalog embeds no image for this row")
         image = load(rows.images_root, image)
-    if rows.resize is not None:
-        return shrink(image, rows.resize)
-    if bad := verdict(image, decode=True):
-        raise bad
-    return image
+    return packed_image(image, rows.resize, SIDE)
 
 
 def _add_sample(tar: _Tar, rows: Slice, number: int, image: bytes) -> int:
@@ -160,7 +159,7 @@ def _facts(rows: Slice, number: int) -> dict[str, Any]:
     }
 
 
-def _part_table(found: Sequence[tuple[int, int, int, int, int]]) -> pa.Table:
+def _part_table(found: Sequence[tuple[int, ...]]) -> pa.Table:
     columns = list(zip(*found, strict=True)) or [()] * len(PART_COLUMNS)
     return pa.table(
         [pa.array(column, kind.type) for column, kind in zip(columns, PART_COLUMNS, strict=True)], PART_COLUMNS
@@ -188,15 +187,10 @@ def read_part(path: Path, digest: str) -> Part | None:
         return None
 
 
-def intact(folder: Path, shard: Shard | None) -> bool:
-    """Whether the tar is byte for byte what was packed."""
-    if shard is None:
-        return True
-    try:
-        with (folder / shard.name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
-    except OSError:
-        return False
+def intact(path: Path, shard: Shard) -> bool:
+    """Whether the tar is byte for byte what was packed; OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
 Packed = Mapping[int, tuple[int, int]]  # place -> checksum of the image that was packed for it, and its source
@@ -224,7 +218,7 @@ def first_changed(rows: Slice, kept: Packed) -> int | None:
 def checksum_now(rows: Slice, number: int) -> int | None:
     """crc32 of the image of one row as it would be packed now; None where it cannot be used."""
     try:
-        return zlib.crc32(read_image(rows, number))
+        return zlib.crc32(read_image(rows, number)[0])
     except BadImage:
         return None
 

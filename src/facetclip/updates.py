@@ -80,7 +80,7 @@ def _require_settings(build: Build, found: dict) -> None:
         if found[name] != value:
             raise UserError(
                 f"{build.spec.out}: was built with {name} {found[name]}, asked for is {value}; "
-                "give the same --resize, --seed and --shares, or use another --out"
+                "give the same --resize, --seed, --shares and --join-duplicates, or use another --out"
             )
 
 
