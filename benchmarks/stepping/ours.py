@@ -90,6 +90,8 @@ def synthetic_index(folder: Path, items: int) -> ShardIndex:
         "offset": place,
         "length": np.ones(items),
         "checksum": np.full(items, zlib.crc32(b"")),
+        "phash": np.zeros(items),
+        "tint": np.zeros(items),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "shard-000000.tar").write_bytes(b"")
