@@ -67,6 +67,7 @@ def test_fast_paths_lose_what_the_plain_one_loses(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
 def test_compiled_layers_lose_what_plain_ones_lose(tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", 60)
     plain = losses(small(tmp_path, "plain"))
@@ -89,6 +90,7 @@ def on_luma(shards: Path, folder: Path, seed: int = 0, **train: Any) -> RunConfi
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not LUMA.is_dir(), reason="the photos of Luma are not here")
 def test_200_steps_on_real_photos_lose_the_same_on_every_path(tmp_path: Path) -> None:
     shards = luma(tmp_path, 0, 0.0).index.folder
