@@ -111,9 +111,9 @@ def listener(server, monkeypatch):
     return hits
 
 
-def test_no_hostile_url_reaches_anything(server, listener, tmp_path):
-    urls = [*HOSTILE, *(server.url(f"/to/{url}") for url in HOSTILE if "\r" not in url and url.isascii())]
-    assert len(HOSTILE) >= 25
+@pytest.mark.parametrize("url", HOSTILE)
+def test_f_no_hostile_url_reaches_anything_nor_does_a_redirect_to_it(server, listener, tmp_path, url):
+    urls = [url, *([server.url(f"/to/{url}")] if "\r" not in url and url.isascii() else [])]
     download_all(
         urls, spec_for(server), tmp_path, names=lambda host, port: NAMES.get(host) or fetching.resolve(host, port)
     )
@@ -121,7 +121,7 @@ def test_no_hostile_url_reaches_anything(server, listener, tmp_path):
     assert {code_of(tmp_path, url) for url in urls} == {"url_refused"}
 
 
-def test_an_allowed_host_does_not_open_its_other_ports(server, listener, tmp_path):
+def test_f_an_allowed_host_does_not_open_its_other_ports(server, listener, tmp_path):
     port = int(server.at.split(":")[1])
     urls = [
         server.url("/to//photo"),
@@ -148,14 +148,14 @@ def test_an_allowed_host_does_not_open_its_other_ports(server, listener, tmp_pat
         ("/broken/1", "http_status"),
     ],
 )
-def test_a_server_that_misbehaves_gets_a_reason_code_in_time(server, tmp_path, path, code):
+def test_f_a_server_that_misbehaves_gets_a_reason_code_in_time(server, tmp_path, path, code):
     start = time.monotonic()
     download_all([server.url(path)], spec_for(server, attempts=1), tmp_path)
     assert time.monotonic() - start < 4
     assert code_of(tmp_path, server.url(path)) == code
 
 
-def test_a_name_is_resolved_once_and_what_it_says_later_gains_nothing(server, listener, tmp_path):
+def test_f_a_name_is_resolved_once_and_what_it_says_later_gains_nothing(server, listener, tmp_path):
     port = int(server.at.split(":")[1])
     asked = []
 
@@ -173,7 +173,7 @@ def test_a_name_is_resolved_once_and_what_it_says_later_gains_nothing(server, li
     assert server.headers[0]["Host"] == f"shop.example:{port}"
 
 
-def test_https_asks_the_pinned_address_for_the_named_host_and_checks_its_certificate(server, tmp_path, monkeypatch):
+def test_f_https_asks_the_pinned_address_for_the_named_host_and_checks_its_certificate(server, tmp_path, monkeypatch):
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate")
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"

@@ -119,7 +119,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_image_gets_its_stable_reason_everywhere(name):
+def test_c_a_bad_image_gets_its_stable_reason_everywhere(name):
     data, code = BAD[name]
     found = verdict(data, decode=True)
     assert found is not None
@@ -159,7 +159,7 @@ GOOD = {
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("name", GOOD)
-def test_a_good_image_of_any_kind_is_read_as_the_photo_it_shows(name):
+def test_c_a_good_image_of_any_kind_is_read_as_the_photo_it_shows(name):
     assert verdict(GOOD[name], decode=True) is None
     image = read_rgb(GOOD[name])
     assert (image.mode, image.size) == ("RGB", (120, 90))

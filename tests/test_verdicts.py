@@ -51,7 +51,7 @@ def quarantined(path: Path) -> dict[str, str]:
         return {line["item"]: line["code"] for line in csv.DictReader(table)}
 
 
-def test_check_calls_every_bad_image_by_its_code_and_passes_every_good_one(shop):
+def test_c_check_calls_every_bad_image_by_its_code_and_passes_every_good_one(shop):
     report = check_catalog(
         read_catalog(str(shop / "catalog.csv")), SCHEMA, CheckSpec(images=shop / "images", decode=True)
     )
@@ -59,14 +59,14 @@ def test_check_calls_every_bad_image_by_its_code_and_passes_every_good_one(shop)
 
 
 @pytest.mark.parametrize("resize", [None, 64])
-def test_shard_leaves_out_the_same_images_for_the_same_reasons(shop, tmp_path, resize):
+def test_c_shard_leaves_out_the_same_images_for_the_same_reasons(shop, tmp_path, resize):
     catalog = read_catalog(str(shop / "catalog.csv"))
     report = build_shards(catalog, SCHEMA, ShardSpec(tmp_path / "out", shop / "images", resize=resize, max_bad=0.9))
     assert report.samples == len(GOOD)
     assert quarantined(tmp_path / "out" / "quarantine.csv") == EXPECTED
 
 
-def test_extract_leaves_out_the_same_images_for_the_same_reasons(shop, tmp_path):
+def test_c_extract_leaves_out_the_same_images_for_the_same_reasons(shop, tmp_path):
     source = FromCatalog(str(shop / "catalog.csv"), shop / "schema.toml", shop / "images", max_bad=0.9)
     done = extract(str(shop / "model"), source, tmp_path / "out")
     assert done is not None
@@ -74,7 +74,7 @@ def test_extract_leaves_out_the_same_images_for_the_same_reasons(shop, tmp_path)
     assert quarantined(tmp_path / "out" / "quarantine.csv") == EXPECTED
 
 
-def test_a_served_model_answers_with_the_same_codes(shop):
+def test_c_a_served_model_answers_with_the_same_codes(shop):
     model = AttributeModel()
     model.load_context(PythonModelContext({CLIP: str(shop / "model")}, None))
     cells = [base64.b64encode(data).decode() for data in FILES.values()]
@@ -87,7 +87,7 @@ def test_a_served_model_answers_with_the_same_codes(shop):
             assert name not in EXPECTED or f"({EXPECTED[name]})" in error, (name, error)
 
 
-def test_more_than_a_hundredth_of_bad_images_stops_with_the_top_reasons(shop, tmp_path):
+def test_c_more_than_a_hundredth_of_bad_images_stops_with_the_top_reasons(shop, tmp_path):
     catalog = read_catalog(str(shop / "catalog.csv"))
     with pytest.raises(UserError, match=r"images cannot be used \(\d+ \w+, \d+ \w+.*--max-bad 0\.01 allows 0"):
         build_shards(catalog, SCHEMA, ShardSpec(tmp_path / "out", shop / "images"))
@@ -123,7 +123,7 @@ def looked_at(folder: Path) -> list[tuple[str, float, int]]:
     return [(name, float(took), int(peak)) for name, took, peak in map(str.split, done.stdout.splitlines())]
 
 
-def test_no_file_takes_more_than_two_seconds_or_512_megabytes(tmp_path):
+def test_c_no_file_takes_more_than_two_seconds_or_512_megabytes(tmp_path):
     for number, data in enumerate(FILES.values()):
         (tmp_path / f"{number:03d}").write_bytes(data)
     looks = looked_at(tmp_path)
@@ -133,7 +133,7 @@ def test_no_file_takes_more_than_two_seconds_or_512_megabytes(tmp_path):
 
 
 @pytest.mark.nightly
-def test_nor_does_the_largest_image_of_each_kind(tmp_path):
+def test_c_nor_does_the_largest_image_of_each_kind(tmp_path):
     tile = photo(1000, 1000)
     for name, size, options in (
         ("jpeg", (7000, 7000), {"quality": 90}),
