@@ -91,7 +91,7 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"fetching"},
-    {"files", "faults", "page", "addresses", "portions", "tables"},
+    {"files", "faults", "page", "addresses", "portions", "tables", "spreadsheets"},
     {"errors", "__init__"},
 ]
 OWNERS = {

@@ -19,6 +19,7 @@ from facetclip.files import write_whole
 from facetclip.images import BadImage, load, verdict
 from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, spelling
 from facetclip.splits import SPLITS, WORDS, Gap, Shares, assign_splits, coverage_gaps
+from facetclip.spreadsheets import inert
 
 WARNING, ERROR, FATAL = "warning", "error", "fatal"
 SEVERITIES = (WARNING, ERROR, FATAL)
@@ -26,7 +27,6 @@ EXAMPLES = 3  # rows shown for each code
 MOST_VALUES = 20  # of an attribute that are shown, the commonest
 WHOLE = 0  # the row number of a problem that is the catalog's, not a row's
 PORTION = 64  # images that a thread takes at a time
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def write_problems(report: CheckReport, path: Path) -> None:
     writer.writerow(["row", "item", "column", "code", "severity", "message"])
     for found in report.problems:
         cells = (found.item, found.column, found.code, found.severity, found.message)
-        writer.writerow([found.row, *("'" + cell if cell.startswith(FORMULA) else cell for cell in cells)])
+        writer.writerow([found.row, *map(inert, cells)])
     write_whole(path, text.getvalue().encode())
 
 

@@ -19,7 +19,8 @@ from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.schema import Attribute, Schema
-from facetclip.suggestions import Correction, inert, read_corrections
+from facetclip.spreadsheets import inert
+from facetclip.suggestions import Correction, read_corrections
 
 Changes = dict[tuple[int, str], str]  # (place of the record, column) -> what the cell shall say
 

@@ -15,7 +15,7 @@ from facetclip.hamming import near_pairs
 from facetclip.metrics import listed_values
 from facetclip.schema import Attribute, Schema
 from facetclip.splits import SPLITS
-from facetclip.suggestions import inert
+from facetclip.spreadsheets import inert
 
 MOST_BITS = 4  # of the 64 of a phash, in which copies of a photo differ at most
 MOST_TINT = 6  # of 255, by which their tints do

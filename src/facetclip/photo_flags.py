@@ -14,8 +14,8 @@ from facetclip.files import write_whole
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
 from facetclip.near_duplicates import find_duplicates
+from facetclip.spreadsheets import inert
 from facetclip.squares import square_planes
-from facetclip.suggestions import inert
 
 SIDE = 128  # pixels at which photos are looked at
 FLAT = 4.0  # standard deviation of brightness, of 255, below which nothing is to be seen

@@ -30,9 +30,10 @@ from facetclip.portions import WHOLE, Portion
 from facetclip.schema import Schema
 from facetclip.slices import PARTS, Build, ShardSpec, plan_build
 from facetclip.splits import SPLITS
+from facetclip.spreadsheets import inert
 from facetclip.store import Shard
 from facetclip.tars import Part, first_changed, intact, pack, packed, read_part
-from facetclip.updates import QUARANTINE, inert, updating
+from facetclip.updates import QUARANTINE, updating
 from facetclip.workers import each
 
 PATIENCE = 20.0  # seconds that a part waits for another's look over all shards

@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.schema import Schema
+from facetclip.spreadsheets import inert, live
 
 Reason = Literal["disagrees", "gap", "label"]  # photo and table disagree; the table is silent; worth labelling next
 Verdict = Literal["accept", "reject", "other", "unclear"]
 TABLE, ABOUT = "suggestions.csv", "about.json"
 FORMAT = "facetclip-suggestions-1"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that starts so for a formula
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,6 @@ class Correction:
     suggested: str
     verdict: Verdict
     value: str
-
-
-def inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula; `live` undoes it.
-
-    >>> inert("=cmd()"), live("'=cmd()"), live("'plain")
-    ("'=cmd()", '=cmd()', "'plain")
-    """
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
-
-
-def live(cell: str) -> str:
-    """What `inert` was given."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
 
 
 def write_suggestions(found: Suggestions, folder: Path) -> None:

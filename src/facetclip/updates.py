@@ -26,6 +26,7 @@ from facetclip.index import INDEX_NAME, ShardIndex, open_index, read_metadata
 from facetclip.indexing import sources_of
 from facetclip.portions import WHOLE
 from facetclip.slices import PARTS, Build, Kept, first_free, found_in, image_of
+from facetclip.spreadsheets import inert
 from facetclip.tars import Slice, checksum_now, source_of
 from facetclip.workers import each
 
@@ -146,11 +147,6 @@ def _known_bad(out: Path, build: Build, packed: np.ndarray) -> int:
 
 def _listed_items(text: str) -> Iterator[str]:
     yield from (row["item"] for row in csv.DictReader(io.StringIO(text, newline="")))
-
-
-def inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _bytes_of(table: pa.Table) -> bytes:
