@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from facetclip.abstention import (
     TARGETS,
+    Cutoff,
     answers,
     chance_of,
     cutoff,
@@ -48,9 +49,16 @@ def test_where_nothing_is_sure_enough_nothing_is_answered() -> None:
     assert cutoffs(np.zeros(0), np.zeros(0, dtype=bool), Calibration(), 0.5) == ()
 
 
-def test_few_rows_promise_little() -> None:
-    few = cutoffs(np.linspace(0.6, 0.9, 8), np.ones(8, dtype=bool), Calibration(), 0.5)
-    assert [each.precision for each in few] == [0.8, 0.85]
+def test_few_rows_promise_nothing_and_more_no_more_than_they_expect() -> None:
+    assert cutoffs(np.linspace(0.6, 0.9, 8), np.ones(8, dtype=bool), Calibration(), 0.5) == ()
+    few = cutoffs(np.linspace(0.6, 0.9, 30), np.ones(30, dtype=bool), Calibration(), 0.5)
+    assert few == (Cutoff(0.8, few[0].threshold),)  # all were right, but the twenty surest expect four of five to be
+
+
+def test_certainty_that_the_table_contradicts_is_not_believed() -> None:
+    random = np.random.default_rng(0)
+    sure = random.uniform(0.95, 1, 200)
+    assert cutoffs(sure, random.random(200) < 0.5, Calibration(), 0.5) == ()
 
 
 @given(noise=st.floats(0, 0.5), multi=st.booleans(), seed=st.integers(0, 99))

@@ -1,10 +1,10 @@
 """When to answer and when to abstain: how sure an answer must be for a wanted share of answers to be right.
 
 Answers are ranked by how sure they are, and as many of the surest are given as keep the wanted precision (selective
-classification: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", 2010; thresholds by a
-confidence bound as Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", 2017). How often they are
-right is judged by the validation split's cells, a share of which says anything at random: what they disagree in by
-that alone is no fault of the answers.
+classification: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", 2010). How often they
+are right is judged by the validation split's cells, a share of which says anything at random: what they disagree in by
+that alone is no fault of the answers. A few hundred cells say it with an error of several points, so the calibrated
+answers must expect as much of themselves.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from facetclip.metrics import read_values
 from facetclip.schema import UNLABELLED, Attribute
 
 TARGETS = (0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99)
-CAUTION = 1.0  # standard errors by which the precision must lie above its target on the validation split
+FEWEST_ANSWERS = 20  # that a cut-off rests on
 SAME = 0.99  # of the products with several labelled photos list one value alone: the attribute is the product's
 FEWEST_PRODUCTS = 10  # that can say so
 MOST_WRONG = 0.05  # share of cells that count as wrong in it, however many more the calibration blames
@@ -73,13 +73,21 @@ def fused(read: np.ndarray, products: np.ndarray, *, multi_valued: bool) -> np.n
 
 
 def shipped_answers(
-    attribute: Attribute, probabilities: np.ndarray, calibration: Calibration, products: np.ndarray | None
+    attribute: Attribute,
+    probabilities: np.ndarray,
+    calibration: Calibration,
+    products: np.ndarray | None,
+    word: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`answers` of `probabilities` [n, values] as the gaps of a catalog are filled with them: by what the photo shows,
-    and with `products` [n] by all photos of a product together."""
-    read = without_noise(probabilities, calibration, multi_valued=attribute.multi_valued)
+    with `products` [n] by all photos of a product together, and with `word`, bool [n, values], by what its other cells
+    list."""
+    multi = attribute.multi_valued
+    read = without_noise(probabilities, calibration, multi_valued=multi)
     if products is not None:
-        read = fused(read, products, multi_valued=attribute.multi_valued)
+        read = fused(read, products, multi_valued=multi)
+    if word is not None:
+        read = with_word(read, word, calibration, multi_valued=multi)
     return answers(attribute, read)
 
 
@@ -119,19 +127,38 @@ def of_siblings(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
     return np.where(least == most, most, UNLABELLED)[place]
 
 
+def with_word(read: np.ndarray, listed: np.ndarray, calibration: Calibration, *, multi_valued: bool) -> np.ndarray:
+    """`read` [n, values] and a cell that lists `listed`, bool [n, values], taken together by Bayes' rule.
+
+    The cell is right but for the calibration's share of cells that say anything at random; one that lists nothing says
+    nothing.
+
+    >>> with_word(np.array([[0.5, 0.5]]), np.array([[True, False]]), Calibration(noise=0.2), multi_valued=False)
+    array([[0.9, 0.1]])
+    """
+    chance = calibration.noise / (2 if multi_valued else read.shape[1])
+    told = np.where(listed, 1 - calibration.noise + chance, chance)
+    yes = read * told
+    no = (1 - read) * np.where(listed, chance, 1 - calibration.noise + chance)
+    whole = yes + no if multi_valued else yes.sum(axis=1, keepdims=True)
+    spoken = listed.any(axis=1, keepdims=True) & (whole > 0)
+    return np.where(spoken, yes / np.where(whole > 0, whole, 1.0), read)
+
+
 def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chance: float) -> tuple[Cutoff, ...]:
     """For each target of TARGETS that can be kept, where to cut.
 
-    `sure` [n] and `right` bool [n]: how sure each answer is, and whether the table agrees; `chance`: the share of cells
-    that say anything at random and agree all the same.
+    `sure` [n] and `right` bool [n]: how probable each answer is by what the photo shows, and whether the table agrees;
+    `chance`: the share of cells that say anything at random and agree all the same.
     """
     order = np.argsort(-sure, kind="stable")
     given = np.arange(1, len(order) + 1)
-    agreed = np.cumsum(right[order])
-    lowest = true_precision(_lower_bound(agreed, given), calibration, chance)
+    seen = true_precision(np.cumsum(right[order]) / given, calibration, chance)
+    precision = np.minimum(seen, np.cumsum(sure[order]) / given)
+    precision[: FEWEST_ANSWERS - 1] = 0.0
     found = []
     for target in TARGETS:
-        good = np.flatnonzero(lowest >= target)
+        good = np.flatnonzero(precision >= target)
         if len(good):
             found.append(Cutoff(target, float(sure[order[good[-1]]])))
     return tuple(found)
@@ -149,10 +176,3 @@ def true_precision(agreement: np.ndarray | float, calibration: Calibration, chan
 def chance_of(attribute: Attribute) -> float:
     """How often a cell that says anything at random agrees with an answer."""
     return 0.5 ** len(attribute.values) if attribute.multi_valued else 1 / len(attribute.values)
-
-
-def _lower_bound(hits: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """The lower end of Wilson's (1927) interval for a share, CAUTION standard errors wide."""
-    share, square = hits / given, CAUTION**2
-    spread = CAUTION * np.sqrt(share * (1 - share) / given + square / (4 * given**2))
-    return (share + square / (2 * given) - spread) / (1 + square / given)

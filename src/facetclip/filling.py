@@ -1,9 +1,9 @@
 """`facetclip fill`: the catalog with its gaps filled where photos are sure enough, each cell marked with its source.
 
 The model says how sure an answer must be for a wanted precision (`facetclip.abstention`); where photos are less sure
-the gap stays. What is a matter of the product, not of the photo, is read by all its photos together, and where other
-rows of the product say it, all of them the same, their word is taken. What the table says is never replaced unless
-that is asked for.
+the gap stays. What is a matter of the product, not of the photo, is read by all its photos together, and by what its
+other rows list, where these agree. What the table says is never replaced unless that is asked for; then photos alone
+decide.
 """
 
 import csv
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facetclip.abstention import cutoff, of_siblings, shipped_answers, wrong_cells
+from facetclip.abstention import cutoff, of_siblings, shipped_answers
 from facetclip.calibration import Calibration
 from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
 from facetclip.errors import UserError
@@ -31,7 +31,7 @@ from facetclip.remote import Absent
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Attribute, Schema, read_schema
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
-TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: what its other rows say
+TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,26 @@ class FillSpec:
 
 @dataclass(frozen=True)
 class Filled:
-    """One attribute's cells: `gaps` that said nothing and apply, how many are `filled` now, how many of these are
-    `copied` from other rows of the product, how many of the others were `replaced`; `threshold`: how sure a photo had
-    to be, None where it is never sure enough."""
+    """One attribute's cells: `gaps` that said nothing and apply, how many are `filled` now, how many of these with
+    what other rows of the product list, `told`, how many of the others were `replaced`; `threshold`: how sure an answer
+    had to be, None where it is never sure enough."""
 
     gaps: int
     filled: int
-    copied: int
+    told: int
     replaced: int
     threshold: float | None
 
 
 @dataclass(frozen=True)
 class _Read:
-    """One attribute in the catalog's order, as the photos read it: the answer's label, how sure, whether it applies;
-    `copied`: the answer is that of other rows of the product."""
+    """One attribute in the catalog's order, as it was read: the answer's label, how sure, whether it applies, and
+    whether other rows of the product told it."""
 
     label: np.ndarray
     sure: np.ndarray
     applies: np.ndarray
-    copied: np.ndarray
+    told: np.ndarray
 
 
 def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: FillSpec) -> dict[str, Filled]:
@@ -85,17 +85,13 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
     meaning, table = read_schema(schema), read_catalog(catalog)
     table.require_columns(meaning)
     _check(answered, card, meaning, table)
-    products = _products(table, meaning)
-    read = _read(answered, manifest, card, meaning, table)
     labels = encode_labels(table, meaning)
+    read = _read(answered, manifest, card, table, {} if spec.overwrite else labels)
     columns = {name: table.table.column(name) for name in table.table.column_names}
     told = {}
     for attribute, means in meaning.attributes.items():
-        cut, found = cutoff(card.cutoffs.get(attribute, ()), spec.precision), read[attribute]
-        believed = 1 - wrong_cells(means, card.calibration.get(attribute, Calibration()))
-        if attribute in card.by_product and believed >= spec.precision:
-            found = _with_siblings(found, labels[attribute], products, believed)
-        told[attribute], columns = _with(columns, means, labels[attribute], found, cut, spec.overwrite)
+        cut = cutoff(card.cutoffs.get(attribute, ()), spec.precision)
+        told[attribute], columns = _with(columns, means, labels[attribute], read[attribute], cut, spec.overwrite)
     target.write(name, _encoded(pa.table(columns), suffix))
     return told
 
@@ -127,9 +123,13 @@ def _check(scores: Output, card: ModelCard, schema: Schema, table: Catalog) -> N
 
 
 def _read(
-    scores: Output, manifest: dict[str, Any], card: ModelCard, schema: Schema, table: Catalog
+    scores: Output, manifest: dict[str, Any], card: ModelCard, table: Catalog, labels: dict[str, np.ndarray]
 ) -> dict[str, _Read]:
-    """Every attribute as the photos read it; an item without scores (its photo was bad) is read with no certainty."""
+    """Every attribute as it is read, by photos and, where `labels` are given, by what a product's other rows list.
+
+    An item without scores (its photo was bad) is read with no certainty.
+    """
+    schema = Schema.model_validate(manifest["schema"])
     whole = pa.concat_tables([_part(scores, part) for part in manifest["parts"]])
     place = {item: row for row, item in enumerate(table.column(schema.columns.item))}
     if strange := next((item for item in whole.column("item_id").to_pylist() if item not in place), None):
@@ -140,11 +140,15 @@ def _read(
         mine = whole.filter(pc.field("attribute") == name)
         rows = np.array([place[item] for item in mine.column("item_id").to_pylist()], dtype=np.int64)
         flat = mine.column("probabilities").combine_chunks().flatten().to_numpy().astype(np.float64)
-        read = flat.reshape(len(rows), len(attribute.values))
-        together = products[rows] if name in card.by_product else None
-        shown, sure = shipped_answers(attribute, read, card.calibration.get(name, Calibration()), together)
-        excluded = mine.column("not_applicable").to_numpy()
-        found[name] = _placed(len(table), rows, labels_of(attribute, shown), sure, ~excluded)
+        read, calibration = flat.reshape(len(rows), len(attribute.values)), card.calibration.get(name, Calibration())
+        together, word = products[rows] if name in card.by_product else None, np.full(len(rows), UNLABELLED)
+        if name in card.by_product and name in labels:
+            siblings = of_siblings(labels[name], products)
+            word = np.where(labels[name] == UNLABELLED, siblings, UNLABELLED)[rows]
+        shown, sure = shipped_answers(attribute, read, calibration, together, listed_values(attribute, word))
+        applies = ~mine.column("not_applicable").to_numpy()
+        answer = labels_of(attribute, shown)
+        found[name] = _placed(len(table), rows, _Read(answer, sure, applies, (word >= 0) & (answer == word)))
     return found
 
 
@@ -163,24 +167,15 @@ def _part(scores: Output, part: dict[str, Any]) -> pa.Table:
     return pq.read_table(io.BytesIO(content))
 
 
-def _placed(items: int, rows: np.ndarray, label: np.ndarray, sure: np.ndarray, applies: np.ndarray) -> _Read:
+def _placed(items: int, rows: np.ndarray, read: _Read) -> _Read:
     """What was read of `rows`, in the catalog's order."""
-    never = np.zeros(items, dtype=bool)
-    read = _Read(np.zeros(items, np.int64), np.zeros(items), never.copy(), never)
-    read.label[rows], read.sure[rows], read.applies[rows] = label, sure, applies
-    return read
 
+    def spread(column: np.ndarray) -> np.ndarray:
+        whole = np.zeros(items, column.dtype)
+        whole[rows] = column
+        return whole
 
-def _with_siblings(read: _Read, labels: np.ndarray, products: np.ndarray, believed: float) -> _Read:
-    """What other rows of the product say of a gap goes before what its photos say; it is right in `believed`."""
-    siblings = of_siblings(labels, products)
-    copied = (labels == UNLABELLED) & (siblings >= 0)
-    return _Read(
-        np.where(copied, siblings, read.label),
-        np.where(copied, believed, read.sure),
-        read.applies,
-        read.copied | copied,
-    )
+    return _Read(spread(read.label), spread(read.sure), spread(read.applies), spread(read.told))
 
 
 def _with(
@@ -188,7 +183,7 @@ def _with(
 ) -> tuple[Filled, dict[str, Any]]:
     """The columns with one attribute filled and marked, and the count of what was done."""
     silent = (labels < 0) & (labels != NOT_APPLICABLE) & read.applies
-    enough = read.copied if cut is None else read.copied | (read.sure >= cut)
+    enough = np.zeros(len(labels), dtype=bool) if cut is None else read.sure >= cut
     listed = listed_values(attribute, labels).any(axis=1)
     replaced = listed & enough & read.applies & (read.label != labels) & overwrite
     filled = silent & enough
@@ -197,7 +192,7 @@ def _with(
     words = listed_text(attribute, read.label)
     for row in np.flatnonzero(new).tolist():
         cells[row] = words[row]
-    origin = np.where(read.copied, PRODUCT, PHOTO)
+    origin = np.where(read.told, PRODUCT, PHOTO)
     source = np.where(new, origin, np.where(listed | (labels == NOT_APPLICABLE), TABLE, ""))
     out: dict[str, Any] = {}
     for name, column in columns.items():
@@ -206,9 +201,7 @@ def _with(
             out[name] = pa.array(cells, pa.string())
             out[f"{name}_{SOURCE}"] = pa.array(source.tolist(), pa.string())
             out[f"{name}_{CONFIDENCE}"] = pa.array(np.round(read.sure, 4), pa.float32(), mask=~new)
-    return Filled(
-        int(silent.sum()), int(filled.sum()), int((filled & read.copied).sum()), int(replaced.sum()), cut
-    ), out
+    return Filled(int(silent.sum()), int(filled.sum()), int((filled & read.told).sum()), int(replaced.sum()), cut), out
 
 
 def _encoded(table: pa.Table, suffix: str) -> bytes:

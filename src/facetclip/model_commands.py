@@ -127,7 +127,7 @@ def run_fill(args: argparse.Namespace) -> int:
     for name, done in told.items():
         cut = "never sure enough" if done.threshold is None else f"where at least {done.threshold:.3f} sure"
         replaced = f", {done.replaced} replaced" if args.overwrite else ""
-        replaced += f"; {done.copied} by other rows of the product" if done.copied else ""
+        replaced += f"; {done.told} of them as other rows of the product say" if done.told else ""
         print(f"{name}: {done.filled} of {done.gaps} gaps filled, {cut}{replaced}")
     print(f"{redacted(args.out)}: each filled cell says so in COLUMN_source and COLUMN_confidence")
     return 0
