@@ -165,6 +165,8 @@ class Ours:
             self.trainer.inputs = Resident(index, pixels, spec.batch)  # type: ignore[assignment]  # for a PixelReader
         for name in spec.without:
             REMOVED[name](self.trainer)
+        if spec.locked:  # once a run, so not of a step
+            self.trainer.reader.train().embed_prompts()
 
     def steps(self, count: int) -> None:
         self.trainer.go_on(count)
