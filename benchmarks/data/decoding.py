@@ -142,8 +142,9 @@ def shards() -> Decode:
     images = importlib.import_module("facetclip.images")
 
     def decode(data: bytes, target: int) -> np.ndarray:
+        shape = fitted(*Image.open(io.BytesIO(data)).size, target)
         image = images.read_rgb(data, at_least=target)
-        return np.asarray(image.resize(fitted(*image.size, target), Image.Resampling.BICUBIC, reducing_gap=images.GAP))
+        return np.asarray(image.resize(shape, Image.Resampling.BICUBIC, reducing_gap=images.GAP))
 
     return decode
 
@@ -155,8 +156,8 @@ def loader() -> Decode:
     torch.set_num_threads(1)
 
     def decode(data: bytes, target: int) -> np.ndarray:
+        width, height = fitted(*Image.open(io.BytesIO(data)).size, target)
         pixels = images.read_pixels(data, at_least=target)
-        width, height = fitted(pixels.shape[1], pixels.shape[0], target)
         return squares._resized(pixels, height, width)
 
     return decode
