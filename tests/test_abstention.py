@@ -123,3 +123,10 @@ def test_the_least_sure_value_of_several_decides() -> None:
 def test_what_a_noisy_table_disagrees_in_is_no_fault_of_the_answers() -> None:
     assert float(true_precision(0.95, Calibration(noise=0.1), 0.5)) == pytest.approx(1.0)
     assert float(true_precision(0.5, Calibration(noise=0.0), 0.5)) == 0.5
+
+
+def test_answers_that_are_equally_sure_are_given_together_or_not_at_all() -> None:
+    right = np.arange(200) < 100
+    assert cutoffs(np.ones(200), right, Calibration(), 0.0) == ()
+    sure = np.where(np.arange(200) < 60, 0.99, 0.9)
+    assert {each.threshold for each in cutoffs(sure, right, Calibration(), 0.0)} == {0.99}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from strange_shop import ROWS, SCHEMA, build, contents, make_shop, photo, spec, write_photo
 
-from facetclip import faults, updates
+from facetclip import faults, shards, updates
 from facetclip.catalog import Catalog, read_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
@@ -256,6 +256,55 @@ def test_bad_images_are_tried_again_and_do_not_count_as_new_ones(tmp_path):
         update(shop)
     after = contents(shop / "shards")
     assert all(after[name] == before[name] for name in before if name != QUARANTINE)
+
+
+def test_a_refused_update_is_refused_again(shop):
+    """What it was refused for is no news the second time, and still no better."""
+    added(shop, range(40, 60))
+    for number in range(40, 50):
+        (shop / "photos" / "a" / f"{number}.jpg").write_bytes(b"<html>")
+    for _ in range(3):
+        with pytest.raises(UserError, match=r"images cannot be used .* allows 0.*refused\.csv"):
+            update(shop)
+    assert "S-40" in (shop / "shards" / "refused.csv").read_text()
+    for number in range(40, 50):
+        write_photo(shop / "photos" / "a" / f"{number}.jpg", number)
+    update(shop)
+    assert not (shop / "shards" / "refused.csv").exists()
+    assert_as_fresh(shop)
+
+
+def test_an_update_planned_before_another_one_ended_is_refused(shop, monkeypatch):
+    """Its places in the old index, and its numbers of new shards, are those of the index before that."""
+    mine = [*table(shop), row(40, image="a/1.jpg")]
+    write(shop, mine)
+
+    def claimed_late(*args, **more):
+        monkeypatch.undo()
+        write(shop, [*mine[4:-1], row(41, image="a/2.jpg")])
+        update(shop)
+        return shards.claimed(*args, **more)
+
+    monkeypatch.setattr(shards, "claimed", claimed_late)
+    with pytest.raises(UserError, match="updated by another process meanwhile"):
+        build_shards(read_catalog(str(shop / "catalog.csv")), SCHEMA, spec(shop, update=True))
+    assert list(verify(open_index(shop / "shards"))) == []
+    write(shop, mine)
+    update(shop)
+    assert_as_fresh(shop)
+
+
+def test_who_finds_nothing_to_do_leaves_the_work_of_another_alone(shop):
+    before = table(shop)
+    added(shop, range(40, 60))
+    stopped(shop, "shards.after_part", 2)
+    after = table(shop)
+    write(shop, before)
+    build(shop)
+    update(shop)
+    write(shop, after)
+    assert update(shop).reused == 2
+    assert_as_fresh(shop)
 
 
 def test_a_catalog_of_the_new_items_alone_is_refused(shop):

@@ -156,6 +156,7 @@ def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chanc
     seen = true_precision(np.cumsum(right[order]) / given, calibration, chance)
     precision = np.minimum(seen, np.cumsum(sure[order]) / given)
     precision[: FEWEST_ANSWERS - 1] = 0.0
+    precision[:-1][np.diff(sure[order]) == 0] = 0.0  # a cut-off lets in all that are equally sure
     found = []
     for target in TARGETS:
         good = np.flatnonzero(precision >= target)

@@ -6,6 +6,7 @@ division, the last step, which takes the whole) is refused while it is held.
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from facetclip.lease import Held, Lease, holder
 from facetclip.portions import WHOLE, Portion
 from facetclip.slices import PARTS, Build
 
+PLAN = "plan.json"
 AGAIN = 0.2  # seconds between two tries
 OTHER = "another catalog, schema or setting"
 _LEASE = re.compile(r"part-(\d+)-of-(\d+)\.lease")
@@ -28,8 +30,9 @@ _LEFT = re.compile(r"\.shard-(\d+)\..*\.tmp")
 def claimed(build: Build, portion: Portion, *, patience: float = 0.0) -> Iterator[None]:
     """Holds the shards of `portion`, cleared of what an interrupted write left.
 
-    UserError where the folder holds anything else; Held where another process may be writing the same shards. One of
-    another division is waited for, `patience` seconds: a part that has ended looks over all shards for a moment.
+    UserError where the folder holds anything else, or was updated since `build` was planned; Held where another process
+    may be writing the same shards. One of another division is waited for, `patience` seconds: a part that has ended
+    looks over all shards for a moment.
     """
     out, parts = build.spec.out, build.spec.out / PARTS
     strange = out.exists() and any(out.iterdir()) and not parts.is_dir()
@@ -37,6 +40,7 @@ def claimed(build: Build, portion: Portion, *, patience: float = 0.0) -> Iterato
         raise UserError(f"{out}: not empty, and not an unfinished build of shards; use another --out")
     lease = _leased(parts, portion, patience)
     try:
+        _require_current(build)
         _agree(build)
         own = portion.among(build.first_shard + build.count)
         for left in (*out.glob(".*.tmp"), *parts.glob(".*.tmp")):
@@ -48,9 +52,27 @@ def claimed(build: Build, portion: Portion, *, patience: float = 0.0) -> Iterato
         lease.release()
 
 
+def _require_current(build: Build) -> None:
+    """UserError where an update was planned over an index that is no longer there, but for by this very work."""
+    if build.kept is None:
+        return
+    if read_metadata(build.spec.out / INDEX_NAME)["work"] not in (build.kept.of, build.digest):
+        raise UserError(f"{build.spec.out}: was updated by another process meanwhile; run the same command again")
+
+
+def clear_up(out: Path) -> None:
+    """Delete what the work that finished the folder needed on its way; what another is in the middle of stays."""
+    try:
+        plan = json.loads((out / PARTS / PLAN).read_bytes())
+    except (OSError, ValueError):  # never begun, or another portion clears up just now
+        return
+    if plan["work"] == read_metadata(out / INDEX_NAME)["work"]:
+        shutil.rmtree(out / PARTS, ignore_errors=True)  # another portion may be about to look into it
+
+
 def _agree(build: Build) -> None:
     """That this work is what the folder is in the middle of; UserError where it is in the middle of another."""
-    out, path = build.spec.out, build.spec.out / PARTS / "plan.json"
+    out, path = build.spec.out, build.spec.out / PARTS / PLAN
     own = json.dumps({"work": build.digest}).encode()
     if json.loads(plan := write_once(path, own)) == json.loads(own):
         return

@@ -89,7 +89,7 @@ def sources_of(index: ShardIndex) -> np.ndarray:
     try:
         with pq.ParquetFile(index.folder / SOURCES) as file:
             work = (file.schema_arrow.metadata or {}).get(b"work", b"").decode()
-            if work == read_metadata(index.folder / INDEX_NAME)["work"]:
+            if work == read_metadata(index.store.index, f"{index.folder / INDEX_NAME}")["work"]:
                 return file.read().column("source").to_numpy()
     except (OSError, pa.ArrowException, KeyError):
         pass

@@ -7,7 +7,6 @@ same bytes, and a build that was interrupted continues with the shards that are 
 import csv
 import io
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from facetclip import faults
 from facetclip.addresses import is_url
 from facetclip.catalog import Catalog
-from facetclip.claims import OTHER, claimed
+from facetclip.claims import OTHER, claimed, clear_up
 from facetclip.downloads import download_all
 from facetclip.errors import UserError
 from facetclip.files import write_whole
@@ -28,7 +27,7 @@ from facetclip.joining import Shared
 from facetclip.lease import Held
 from facetclip.portions import WHOLE, Portion
 from facetclip.schema import Schema
-from facetclip.slices import PARTS, Build, ShardSpec, plan_build
+from facetclip.slices import Build, ShardSpec, plan_build
 from facetclip.splits import SPLITS
 from facetclip.spreadsheets import inert
 from facetclip.store import Shard
@@ -36,6 +35,7 @@ from facetclip.tars import Part, first_changed, intact, pack, packed, read_part
 from facetclip.updates import QUARANTINE, updating
 from facetclip.workers import each
 
+REFUSED = "refused.csv"  # what quarantine.csv would be, had an update not been refused for it
 PATIENCE = 20.0  # seconds that a part waits for another's look over all shards
 Progress = Callable[[int, int], None]
 
@@ -156,7 +156,7 @@ def _in_place(folder: Path, shard: Shard | None, *, whole: bool = False) -> bool
 
 
 def _cleared(build: Build, reused: int) -> ShardReport:
-    shutil.rmtree(build.spec.out / PARTS, ignore_errors=True)  # another portion may be about to look into it
+    clear_up(build.spec.out)
     return _report(build, reused)
 
 
@@ -200,7 +200,10 @@ def _pack_missing(build: Build, progress: Progress | None) -> int:
 
 
 def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
-    """Write quarantine.csv; UserError with the top reasons when more than `max_bad` of the rows are in it."""
+    """Write quarantine.csv; UserError with the top reasons when more than `max_bad` of the rows are in it.
+
+    An update that is refused leaves that of the finished folder alone, by which the next one knows what was bad before.
+    """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["row", "item", "image", "code", "message"])
@@ -210,15 +213,18 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
         shown = image if isinstance(image, str) else ""
         cells = [build.rows.items[place].as_py(), shown, code, message]
         table.writerow([catalog.row_number(place), *map(inert, cells)])
-    write_whole(build.spec.out / QUARANTINE, out.getvalue().encode("utf-8"))
+    refused = len(bad) > build.most_bad
+    path = build.spec.out / (REFUSED if refused and build.kept is not None else QUARANTINE)
+    write_whole(path, out.getvalue().encode("utf-8"))
     seen = len(bad) + sum(part.rows.num_rows for part in parts)
-    if len(bad) > build.most_bad:
+    if refused:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
         first = f"{catalog.where(bad[0][0])}: {bad[0][2]}"
         raise UserError(
             f"{catalog.name}: {len(bad)} of {seen} images cannot be used ({reasons}), where --max-bad "
-            f"{build.spec.max_bad:g} allows {build.most_bad}; the first is {first}; see {build.spec.out / QUARANTINE}"
+            f"{build.spec.max_bad:g} allows {build.most_bad}; the first is {first}; see {path}"
         )
+    (build.spec.out / REFUSED).unlink(missing_ok=True)
 
 
 def _finished(build: Build, catalog: Catalog) -> ShardReport:

@@ -71,6 +71,7 @@ class Kept:
     sources: np.ndarray  # uint64 [k]: as of now
     removed: int  # items that the catalog no longer has
     known_bad: int  # images to pack that were left out before, too
+    of: str  # the work that the folder was finished by
 
 
 @dataclass(frozen=True)

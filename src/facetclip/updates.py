@@ -45,7 +45,8 @@ def updating(build: Build) -> Build:
     if not (out / INDEX_NAME).exists():
         raise UserError(f"{out}: no {INDEX_NAME}, so there is nothing to update; leave out --update")
     old = open_index(out)
-    _require_settings(build, json.loads(read_metadata(out / INDEX_NAME)["settings"]))
+    facts = read_metadata(old.store.index, f"{out / INDEX_NAME}")
+    _require_settings(build, json.loads(facts["settings"]))
     content = _agreed(build, old)
     table = pq.read_table(pa.BufferReader(content))
     places = table.column("place").to_numpy()
@@ -57,6 +58,7 @@ def updating(build: Build) -> Build:
         sources=table.column("source").to_numpy(),
         removed=int((table.schema.metadata or {})[b"removed"]),
         known_bad=_known_bad(out, build, packed),
+        of=facts["work"],
     )
     digest = hashlib.sha256(f"{build.inputs} {old.digest} ".encode() + content).hexdigest()
     return replace(build, places=packed, digest=digest, kept=kept, first_shard=first_free(old.shards))
