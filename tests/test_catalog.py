@@ -326,6 +326,12 @@ def test_every_column_that_the_schema_names_and_the_catalog_lacks_is_told_at_onc
         catalog.column("lidd")
 
 
+@pytest.mark.parametrize(("name", "mark"), [("c.csv", ";"), ("c.csv", "\t"), ("c.tsv", ",")])
+def test_another_separator_is_named(read, name, mark):
+    with pytest.raises(UserError, match=r"row 1: one column, .*these by .*commas"):
+        read(f"id{mark}image\n1{mark}a.jpg\n", name)
+
+
 def test_a_column_of_images_is_refused_where_text_is_wanted(parquet):
     texts = {name: ["x"] for name in ("id", "product", "kind", "lid")}
     catalog = parquet({**texts, "image": [b"\xff\xd8"], "material": [{"bytes": b"\xff\xd8", "path": None}]})

@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from facetclip.catalog import encode_labels, read_catalog
@@ -83,3 +85,11 @@ def test_cells_cannot_break_out_of_the_file(tmp_path: Path) -> None:
 def test_a_table_without_images_is_refused_with_its_columns(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no column holds image paths; the columns are: id, cut"):
         infer(tmp_path, "id,cut\n1,a\n2,b\n")
+
+
+def test_photos_without_an_id_of_text_are_refused_with_their_columns(tmp_path: Path) -> None:
+    cell = {"bytes": b"x", "path": "a.jpg"}
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"image": [cell, cell], "label": ["pan", "pan"]}), path)
+    with pytest.raises(UserError, match=r"no column of text tells the rows apart.*the columns are: image, label"):
+        infer_schema(read_catalog(str(path)))

@@ -157,6 +157,12 @@ def _read_separated(path: Path, separator: str) -> tuple[pa.Table, tuple[int, ..
         raise UserError(f"{path.name}: the file is empty; expected column names in row 1")
     header = [name.strip() for name in header]
     _check_names(f"{path.name}, row {first}", header)
+    other = next((mark for mark in ";\t|," if mark in header[0]), None)
+    if len(header) == 1 and other is not None:
+        raise UserError(
+            f"{path.name}, row {first}: one column, {header[0]!r}; cells of a {path.suffix} are separated by "
+            f"{separator!r}, these by {other!r}? Save the file as .csv with commas or as .tsv with tabs"
+        )
     numbers: list[int] = []
     records: list[list[str]] = []
     for number, row in rows:
@@ -238,8 +244,9 @@ def _read_dataset(source: str, split: str | None) -> pa.Table:
             loaded = datasets.load_from_disk(source)
         else:
             loaded = datasets.load_dataset(source)
-    except Exception as error:  # the library raises some twenty kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the library raises some twenty kinds, the generic ones from what says why
+        cause = error.__cause__ or error
+        first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise UserError(f"{source}: cannot be read as a dataset: {first}") from error
     chosen = _choose_split(source, loaded, split) if isinstance(loaded, dict) else loaded
     return _from_features(source, chosen)

@@ -73,6 +73,12 @@ def _roles(catalog: Catalog, text: dict[str, list[str]]) -> dict[str, str]:
     roles["image"] = roles["image"] or _image_column(catalog, text)
     if len(set(text.get(roles["item"], ()))) < len(catalog):
         roles["item"] = _unique_column(text, roles["image"]) or roles["image"]
+    if roles["item"] not in text:
+        known = ", ".join(catalog.table.column_names)
+        raise UserError(
+            f"{catalog.name}: no column of text tells the rows apart, which an item's id does; add one, such as "
+            f"item_id (to a folder of photos by a metadata.csv with file_name, item_id); the columns are: {known}"
+        )
     roles["product"] = roles["product"] or roles["item"]
     return {role: name for role, name in roles.items() if name}
 
