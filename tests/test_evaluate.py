@@ -17,7 +17,7 @@ from facetclip.intervals import numbers_of
 from facetclip.metrics import listed_values, measure_attribute, read_values
 from facetclip.mistakes import worst_mistakes
 from facetclip.model import load_model, save_model
-from facetclip.registry import register
+from facetclip.registry import file_evaluation, register
 from facetclip.report import EvalReport
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED
 from facetclip.scores import reader_digest, score_rows
@@ -291,6 +291,15 @@ def test_an_evaluation_is_filed_in_the_run_of_its_model(tmp_path, store, index, 
         assert metrics[f"test/{name}"] == pytest.approx(value)
     filed = {item.path for item in client.list_artifacts(run, "evaluation/test")}
     assert filed == {f"evaluation/test/{name}" for name in ("index.html", "report.json", "summary.png")}
+
+
+def test_a_model_without_a_folder_is_not_the_run_that_one_stands_in(tmp_path, store, monkeypatch):
+    client = connector(store)()
+    run = client.create_run(client.create_experiment("shops")).info.run_id
+    RunRecord(tmp_path, store, "shops", "run", {}, {}, run_id=run).update()
+    monkeypatch.chdir(tmp_path)
+    assert file_evaluation("starter", "test", {"mean/accuracy": 0.5}, tmp_path) is None
+    assert not client.get_run(run).data.metrics
 
 
 def test_mlflow_down_costs_an_evaluation_one_line(tmp_path, index, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from test_trainer import Losses, make_run
 
 from facetclip.config import RunConfig
 from facetclip.launch import make_accelerator
+from facetclip.memory import Parts
 from facetclip.trainer import Trainer
 
 PLAIN = tuple(name for name in REMOVED if name not in ("text features kept", "photos kept"))  # which are exact
@@ -130,3 +131,14 @@ def test_a_step_that_does_not_fit_is_cut_until_it_does(tmp_path: Path, monkeypat
     trainer.train()
     assert trainer.gradients.parts.count == 4  # of eight photos
     assert apart(list(told.values.values()), whole) < 1e-4
+
+
+def test_what_is_found_to_fit_fits_the_processes_with_a_photo_more() -> None:
+    def small_memory(part: slice) -> None:
+        if part.stop - part.start > 2:
+            raise torch.OutOfMemoryError("no room for more than two photos")
+
+    parts = Parts(None)
+    parts.fit(small_memory, 4, 5, torch.device("cpu"))
+    assert max(part.stop - part.start for part in (*parts.of(4), *parts.of(5))) == 2
+    assert len(parts.of(4)) == len(parts.of(5)), "or processes would wait for each other's last part"

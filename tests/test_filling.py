@@ -139,6 +139,14 @@ def test_what_cannot_be_filled_is_said_and_nothing_is_written(shop, monkeypatch)
     schema.write_text(SCHEMA_TOML.replace('"red", ', '"pink", '))
     with pytest.raises(UserError, match="reads other attributes or values than the schema"):
         fill(scores, catalog, schema, out, FillSpec())
+    schema.write_text(
+        SCHEMA_TOML.replace('separator = "|"', "")
+    )  # a mask of values would be taken for the number of one
+    with pytest.raises(UserError, match="or lists several where that lists one"):
+        fill(scores, catalog, schema, out, FillSpec())
+    schema.write_text(SCHEMA_TOML.replace('column = "sleeve"', 'column = "category"'))
+    with pytest.raises(UserError, match="two attributes are read from column 'category'"):
+        fill(scores, catalog, schema, out, FillSpec())
     schema.write_text(SCHEMA_TOML)
     (shop / "short.csv").write_text("\n".join((shop / "shop.csv").read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(UserError, match=r"short.csv: has no item 'item 7'"):

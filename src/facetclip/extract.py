@@ -34,6 +34,7 @@ from facetclip.remote import Absent
 from facetclip.schema import Attribute
 from facetclip.scores import BATCH, Scores, not_applicable, reader_digest, reader_for, score_rows
 from facetclip.sources import FromCatalog, FromShards, Items, open_items
+from facetclip.spreadsheets import inert
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.csv"
@@ -231,7 +232,7 @@ def _refuse_others(job: _Job) -> None:
 
 
 def _request_of(out: Output, name: str) -> dict[str, Any] | None:
-    """The request that a part or manifest answers; None when the file is damaged, to be written again."""
+    """The request that a part or manifest answers; None when the file is damaged, or gone, to be written again."""
     try:
         if name == MANIFEST:
             return json.loads(out.read(name))["request"]
@@ -240,7 +241,7 @@ def _request_of(out: Output, name: str) -> dict[str, Any] | None:
         except pa.ArrowException:  # perhaps it says so much
             facts = pq.read_schema(pa.BufferReader(out.read(name))).metadata
         return json.loads((facts or {})[b"request"])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+    except (Absent, pa.ArrowException, OSError, KeyError, ValueError):
         return None
 
 
@@ -304,7 +305,7 @@ def _quarantine(job: _Job, catalog: Catalog, bad: list[tuple[int, str, str]]) ->
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["row", "item", "code", "message"])
     for row, code, message in bad:
-        table.writerow([catalog.row_number(row), job.items.photos.item_id(row), code, message])
+        table.writerow([catalog.row_number(row), *map(inert, (job.items.photos.item_id(row), code, message))])
     job.out.write(QUARANTINE, out.getvalue().encode("utf-8"))
     if len(bad) > job.items.max_bad * job.request.items:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))

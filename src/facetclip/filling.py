@@ -111,15 +111,23 @@ def _manifest(scores: Output) -> dict[str, Any]:
 
 
 def _check(scores: Output, card: ModelCard, schema: Schema, table: Catalog) -> None:
-    theirs = card.schema
-    if theirs is None or {n: a.values for n, a in theirs.attributes.items()} != {
-        n: a.values for n, a in schema.attributes.items()
-    }:
-        raise UserError(f"{scores}: reads other attributes or values than the schema; extract with a model of it")
+    if card.schema is None or _meanings(card.schema) != _meanings(schema):
+        raise UserError(
+            f"{scores}: reads other attributes or values than the schema, or lists several where that lists one; "
+            "extract with a model of it"
+        )
+    columns = [attribute.column for attribute in schema.attributes.values()]
+    if twice := next((column for column in columns if columns.count(column) > 1), None):
+        raise UserError(f"{table.name}: two attributes are read from column {twice!r}; which of them is to fill it?")
     for attribute in schema.attributes.values():
         for part in (SOURCE, CONFIDENCE):
             if (name := f"{attribute.column}_{part}") in table.table.column_names:
                 raise UserError(f"{table.name}: has a column {name!r} already; fill the catalog that it came from")
+
+
+def _meanings(schema: Schema) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """What the label numbers of each attribute stand for."""
+    return {name: (each.values, each.multi_valued) for name, each in schema.attributes.items()}
 
 
 def _read(

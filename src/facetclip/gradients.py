@@ -42,11 +42,12 @@ class Gradients:
 
         All processes call it. The gradients that it leaves behind are worth nothing.
         """
-        least = self.run.train.batch // self.engine.accelerator.num_processes
+        batch, world = self.run.train.batch, self.engine.accelerator.num_processes
+        least, most = batch // world, -(-batch // world)
         room = room_for(self.engine.optimizer.optimizer, self.engine.trained.values())
-        self.parts.fit(lambda part: self._add(portion, part, last=False), least, self.device)
+        self.parts.fit(lambda part: self._add(portion, part, last=False), least, most, self.device)
         del room
-        return -(-least // self.parts.count)
+        return -(-most // self.parts.count)
 
     def _add(self, portion: Portion, part: slice, *, last: bool) -> tuple[Tensor, Tensor]:
         """Add a part's gradients; its loss, and how alike its photos look. With the `last` one processes share them."""

@@ -27,18 +27,18 @@ class Parts:
         bounds = [photos * number // self.count for number in range(self.count + 1)]
         return [slice(first, last) for first, last in pairwise(bounds)]
 
-    def fit(self, work: Callable[[slice], object], photos: int, device: torch.device) -> None:
-        """As few parts, the same on every process, as `work` on the largest fits the memory in. `photos`: the least
-        share of any process. UserError where not even one photo fits. All processes call it, and `work` talks to none.
+    def fit(self, work: Callable[[slice], object], least: int, most: int, device: torch.device) -> None:
+        """As few parts, the same on every process, as `work` on the largest fits the memory in. `least`, `most`: the
+        photos that processes have. UserError where not even one fits. All processes call it, and `work` talks to none.
         """
         while True:
-            largest = max(self.of(photos), key=lambda part: part.stop - part.start)
+            largest = max(self.of(most), key=lambda part: part.stop - part.start)
             failed = torch.tensor(float(not _fits(lambda part=largest: work(part))), device=device)
             if not sum_over_processes(failed).item():
                 return
-            if self.count >= photos:
+            if self.count >= least:
                 raise UserError("not even one photo fits the memory; set train.recompute, or take a smaller model")
-            self.count = min(photos, 2 * self.count)
+            self.count = min(least, 2 * self.count)
 
 
 def _fits(work: Callable[[], object]) -> bool:

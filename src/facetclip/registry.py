@@ -178,6 +178,8 @@ def _run_of(source: str) -> str | None:
         client, (name, version) = connect_registry(), version_of(source)
         with told(source):
             return client.get_model_version(name, version).run_id or None
+    if not Path(source).is_dir():  # `starter`, or a hub id: in a run folder it would count as that run's
+        return None
     record = RunRecord.read(Path(source).resolve().parent)
     return record.run_id if record is not None and record.uri == redacted(tracking_uri()) else None
 
