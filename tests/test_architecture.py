@@ -91,7 +91,7 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"fetching"},
-    {"files", "faults", "page", "addresses", "portions", "tables", "spreadsheets"},
+    {"files", "faults", "page", "addresses", "portions", "tables", "spreadsheets", "arguments"},
     {"errors", "__init__"},
 ]
 OWNERS = {

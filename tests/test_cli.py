@@ -55,6 +55,27 @@ def test_an_unknown_verb_is_refused_with_the_list(capsys: pytest.CaptureFixture[
     assert "shard" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max-bad", "nan"], "argument --max-bad: expected a share from 0 to 1"),
+        (["--max-bad", "2"], "such as 0.02 for 2 in 100, found '2'"),
+        (["--resize", "big"], "argument --resize: invalid int value: 'big'"),
+        (["--resise", "64"], "unrecognized arguments: --resise 64"),
+    ],
+)
+def test_a_word_that_cannot_be_read_is_one_line(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["shard", "shop.csv", "--schema", "shop.toml", "--out", str(out), *words]) == 2
+    refused = capsys.readouterr().err
+    assert told in refused
+    assert refused.endswith("; facetclip shard --help lists what it takes\n")
+    assert refused.count("\n") == 1
+    assert not out.exists()
+
+
 def test_a_misspelt_key_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run.toml"
     run.write_text(RUN.format(shards=tmp_path, out=tmp_path / "out").replace("steps", "stpes"))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from facetclip import __version__
+from facetclip.arguments import Parser
 from facetclip.errors import UserError
 
 # Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = words[0]
     module = importlib.import_module(f"facetclip.{VERBS[verb][0]}")
     configure, run = module.COMMANDS[verb]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"facetclip {verb}",
         description=VERBS[verb][1],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

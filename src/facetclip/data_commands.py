@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from facetclip.addresses import Refused, allowed_hosts
+from facetclip.arguments import share
 from facetclip.catalog import read_catalog
 from facetclip.checks import CheckSpec, check_catalog, write_problems
 from facetclip.checks import render_text as checks_text
@@ -36,8 +37,8 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", type=int, required=True, help="rows of the catalog, one an image")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--seed", type=int, default=default.seed, help="another seed draws other products")
-    parser.add_argument("--missing", type=float, default=default.missing, help="share of cells left empty")
-    parser.add_argument("--wrong", type=float, default=default.wrong, help="share of cells that say something else")
+    parser.add_argument("--missing", type=share, default=default.missing, help="share of cells left empty")
+    parser.add_argument("--wrong", type=share, default=default.wrong, help="share of cells that say something else")
     parser.add_argument("--evenness", type=float, default=default.evenness, help="0: values as skewed as Zipf's law")
     parser.add_argument("--size", type=int, default=default.size, help="pixels of each edge")
     parser.add_argument("--workers", type=int, default=CORES, help="processes")
@@ -71,7 +72,7 @@ def _add_catalog(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("catalog", help="a file, a dataset folder or a hub id")
     parser.add_argument("--schema", type=Path, required=True, help="what its columns mean")
     parser.add_argument("--images", type=Path, help="the folder that its image paths are under")
-    parser.add_argument("--max-bad", type=float, default=0.01, help="largest share of images that may be unusable")
+    parser.add_argument("--max-bad", type=share, default=0.01, help="largest share of images that may be unusable")
     parser.add_argument("--seed", type=int, default=0, help="of the split by product")
     parser.add_argument("--shares", default="0.7,0.1,0.2", help="of products in train, validation, test")
     parser.add_argument("--dataset-split", help="of a dataset that has several")
@@ -156,7 +157,7 @@ def add_shard(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="have a finished folder follow its catalog: pack new and changed photos, write a new index",
     )
-    parser.add_argument("--max-removed", type=float, help="largest share of its items that an update may drop; 0.1")
+    parser.add_argument("--max-removed", type=share, help="largest share of its items that an update may drop; 0.1")
     parser.add_argument(
         "--join-duplicates",
         metavar="BITS",

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from facetclip.arguments import share
 from facetclip.config import read_run
 from facetclip.errors import UserError, redacted
 from facetclip.evaluate import Beside, Cut, evaluate, examiner
@@ -85,7 +86,7 @@ def add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--catalog", help="a catalog to read with its own images")
     parser.add_argument("--schema", type=Path, help="of the catalog")
     parser.add_argument("--images", type=Path, help="the folder that the catalog's image paths are under")
-    parser.add_argument("--max-bad", type=float, default=0.01, help="largest share of images that may be unusable")
+    parser.add_argument("--max-bad", type=share, default=0.01, help="largest share of images that may be unusable")
     parser.add_argument("--out", required=True, help="the folder of the scores, also a URL; to go on, the same")
     parser.add_argument("--batch", type=int, default=BATCH, help="images at a time")
     parser.add_argument("--part-size", type=int, default=PART_SIZE, help="items in a Parquet part")
