@@ -372,6 +372,20 @@ def test_who_has_the_old_index_open_reads_on(shop):
     assert old.item_id(0) == "AB.12"
 
 
+def test_the_number_of_a_shard_that_was_dropped_is_not_given_again(shop):
+    """Whoever opened the index before two updates may be reading that shard still."""
+    old = open_index(shop / "shards")
+    photos = [old.read(number) for number in range(len(old))]
+    write(shop, table(shop)[:36])
+    update(shop)
+    assert len(open_index(shop / "shards").shards) == 4
+    added(shop, range(50, 54))
+    update(shop)
+    assert open_index(shop / "shards").shards[-1].name == "shard-000005.tar"
+    assert [old.read(number) for number in range(len(old))] == photos
+    assert_as_fresh(shop)
+
+
 def stopped(shop, place, count=1, **more):
     """An update that ends at a place, as a kill would end it."""
     left = [count]

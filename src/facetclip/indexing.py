@@ -67,6 +67,7 @@ def index_build(build: Build, parts: Sequence[Part]) -> None:
         "build": build.inputs,
         "work": build.digest,
         "settings": build.spec.settings,
+        "next_shard": build.first_shard + build.count,
         "bad": Counter(code for part in parts for _, code, _ in part.bad),
         "unknown_cells": rows.unknown_cells,
         "duplicates": asdict(shared),

@@ -61,7 +61,8 @@ def updating(build: Build) -> Build:
         of=facts["work"],
     )
     digest = hashlib.sha256(f"{build.inputs} {old.digest} ".encode() + content).hexdigest()
-    return replace(build, places=packed, digest=digest, kept=kept, first_shard=first_free(old.shards))
+    first = max(first_free(old.shards), int(facts.get("next_shard", 0)))  # some that were dropped may still be read
+    return replace(build, places=packed, digest=digest, kept=kept, first_shard=first)
 
 
 def _agreed(build: Build, old: ShardIndex) -> bytes:
