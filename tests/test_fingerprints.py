@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +113,26 @@ def test_a_fingerprint_is_two_numbers_of_64_bits_the_same_every_time(garments):
         one = prints(picture)
         assert one == prints(picture.copy())
         assert all(isinstance(number, int) and 0 <= number < 2**64 for number in one)
+
+
+SYMMETRIC = """
+import numpy as np
+from facetclip.fingerprints import SIDE, fingerprint
+for half in range(3, 15):
+    pixels = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    pixels[half:-half, half:-half] = np.random.default_rng(half).integers(0, 200, 3)
+    print(fingerprint(pixels))
+"""
+
+
+def test_an_older_processor_gives_the_same_fingerprints():
+    """Of a symmetric picture half the frequencies are nothing but what a processor makes of rounding."""
+    told = [
+        subprocess.run([sys.executable, "-c", SYMMETRIC], env={**os.environ, **more}, capture_output=True, check=True)
+        for more in ({}, {"OPENBLAS_CORETYPE": "Prescott"})
+    ]
+    assert told[0].stdout == told[1].stdout
+    assert len(set(told[0].stdout.splitlines())) == 12
 
 
 def test_tints_differ_by_their_most_different_byte():

@@ -11,14 +11,15 @@ SIDE = 32  # pixels both ways of the picture that is looked at
 BLANK = 4.0  # standard deviation of brightness, of 255, below which the signs would be those of noise
 NONE = 0  # the phash of a picture on which nothing is to be seen: it is like no other
 BYTES = 8  # of a tint
+LEVEL = 1e-6  # of brightness: beyond the rounding of any processor, which must not decide what half of a copy is like
 
 
 def _cosines(side: int) -> np.ndarray:
-    """float32 [side, side]: the orthonormal DCT-II, a frequency a row."""
+    """float64 [side, side]: the orthonormal DCT-II, a frequency a row."""
     place = np.arange(side)
     waves = np.cos(np.pi * (2 * place[None, :] + 1) * place[:, None] / (2 * side)) * np.sqrt(2 / side)
     waves[0] /= np.sqrt(2)
-    return waves.astype(np.float32)
+    return waves
 
 
 def _lowest(count: int) -> np.ndarray:
@@ -28,8 +29,8 @@ def _lowest(count: int) -> np.ndarray:
 
 
 def _middle() -> np.ndarray:
-    """float32 [3, SIDE * SIDE]: what averages the upper, middle and lower part of the picture's middle third."""
-    weights = np.zeros((3, SIDE, SIDE), np.float32)
+    """float64 [3, SIDE * SIDE]: what averages the upper, middle and lower part of the picture's middle third."""
+    weights = np.zeros((3, SIDE, SIDE))
     for part, rows in enumerate(np.array_split(np.arange(SIDE), 3)):
         weights[part, rows, SIDE // 3 : SIDE - SIDE // 3] = 1
     return (weights / weights.sum(axis=(1, 2), keepdims=True)).reshape(3, -1)
@@ -38,9 +39,9 @@ def _middle() -> np.ndarray:
 _ROWS, _COLUMNS = _lowest(64)
 _WAVES = _cosines(SIDE)[: max(_ROWS.max(), _COLUMNS.max()) + 1]
 _MIDDLE = _middle()
-_BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
-_YCC = np.array([_BRIGHTNESS, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
-_ZERO = np.array([0, 128, 128], np.float32)  # brightness, blueness, redness of black
+_BRIGHTNESS = np.array([0.299, 0.587, 0.114])
+_YCC = np.array([_BRIGHTNESS, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+_ZERO = np.array([0, 128, 128])  # brightness, blueness, redness of black
 
 
 def fingerprint(pixels: np.ndarray) -> tuple[int, int]:
@@ -49,14 +50,14 @@ def fingerprint(pixels: np.ndarray) -> tuple[int, int]:
     >>> fingerprint(np.full((SIDE, SIDE, 3), 255, np.uint8))[0] == NONE
     True
     """
-    colours = pixels.reshape(-1, 3).astype(np.float32)
+    colours = pixels.reshape(-1, 3).astype(np.float64)
     return _phash((colours @ _BRIGHTNESS).reshape(SIDE, SIDE)), _tint(colours)
 
 
 def _phash(brightness: np.ndarray) -> int:
     if brightness.std() < BLANK:
         return NONE
-    signs = (_WAVES @ brightness @ _WAVES.T)[_ROWS, _COLUMNS] > 0
+    signs = (_WAVES @ brightness @ _WAVES.T)[_ROWS, _COLUMNS] > LEVEL
     return int.from_bytes(np.packbits(signs).tobytes(), "big") or 1
 
 
@@ -64,7 +65,7 @@ def _tint(colours: np.ndarray) -> int:
     """Brightness, blueness and redness from top to bottom, but for the last part's brightness."""
     parts = (_MIDDLE @ colours) @ _YCC.T + _ZERO
     parts[2, 0] = parts[2, 2]
-    return int.from_bytes(parts.ravel()[:BYTES].round().clip(0, 255).astype(np.uint8).tobytes(), "big")
+    return int.from_bytes(np.floor(parts.ravel()[:BYTES] + 0.5 + LEVEL).clip(0, 255).astype(np.uint8).tobytes(), "big")
 
 
 def tint_distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
