@@ -76,6 +76,15 @@ def test_a_word_that_cannot_be_read_is_one_line(
     assert not out.exists()
 
 
+def test_a_file_where_a_folder_is_to_be_is_one_line(
+    schema: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = tmp_path / "shop.csv"
+    catalog.write_text("id,style,image,lid\n1,a,1.jpg,yes\n")
+    assert main(["shard", str(catalog), "--schema", schema, "--images", str(tmp_path), "--out", str(catalog)]) == 2
+    assert capsys.readouterr().err == f"facetclip shard: {catalog}: Not a directory; give another path\n"
+
+
 def test_a_misspelt_key_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run.toml"
     run.write_text(RUN.format(shards=tmp_path, out=tmp_path / "out").replace("steps", "stpes"))

@@ -55,15 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(parser.parse_intermixed_args(words[1:]))  # overrides may stand before or after options
     except UserError as error:
-        # Every process of a launch meets the same mistake; one says so.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"facetclip {verb}: {error}", file=sys.stderr)
-        return 2
+        return _refused(verb, str(error))
+    except (NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
+        if error.filename is None:
+            raise
+        return _refused(verb, f"{os.fspath(error.filename)}: {error.strerror}; give another path")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left
         return 1
+
+
+def _refused(verb: str, why: str) -> int:
+    """Every process of a launch meets the same mistake; one says so."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"facetclip {verb}: {why}", file=sys.stderr)
+    return 2
 
 
 def _overview(words: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,11 +26,14 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         beside.replace(path)
         sync_folder(path.parent)
+    except FileExistsError as error:  # of the parents
+        raise UserError(f"{path}: could not be written: {error.filename} is a file, not a folder") from error
     except OSError as error:
         size = beside.stat().st_size if beside.exists() else 0
         raise UserError(f"{path}: could not be written: {error.strerror}, after {size:,} bytes") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # what says why is on its way
+            beside.unlink()
 
 
 def write_whole(path: Path, content: bytes) -> None:
