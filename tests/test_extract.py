@@ -341,6 +341,14 @@ def test_images_that_cannot_be_read_go_to_the_quarantine_and_the_rest_is_read(tm
     assert lines(out) == [line for line in lines(finished) if line["item_id"] not in left_out]
 
 
+def test_no_spreadsheet_runs_what_the_quarantine_names(tmp_path, model):
+    source = make_catalog(tmp_path / "shop", items=5, missing=(3,))
+    catalog = tmp_path / "shop" / "catalog.csv"
+    catalog.write_text(catalog.read_text().replace("item 3", "=item(3)"))
+    extract(model, replace(source, max_bad=0.5), tmp_path / "out")
+    assert "\n5,'=item(3),not_found," in (tmp_path / "out" / "quarantine.csv").read_text()
+
+
 def test_an_image_that_came_back_is_read_by_the_same_command(tmp_path, model, finished):
     source = make_catalog(tmp_path / "shop", missing=(3,))
     with pytest.raises(UserError, match="1 of 22"):

@@ -113,3 +113,11 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
     assert main(["export", "starter"]) == 2
     assert "starter: is no folder; give --out" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attribute_cannot_be_called_as_the_input(tmp_path: Path) -> None:
+    attributes = {"pixels" if name == "sleeve" else name: each for name, each in SCHEMA.attributes.items()}
+    reader = make_reader(schema=SCHEMA.model_copy(update={"attributes": attributes}))
+    with pytest.raises(UserError, match="an attribute called 'pixels' cannot be told from the photos"):
+        export_onnx(reader, tmp_path / NAME)
+    assert not (tmp_path / NAME).exists()

@@ -56,8 +56,11 @@ class _Probabilities(nn.Module):
 def export_onnx(reader: AttributeReader, path: Path) -> Path:
     """Write `reader` to `path`: from `pixels`, uint8 [n, 3, size, size], an output [n, values] named as each attribute.
 
-    The file says in its metadata what the values are and how a photo becomes pixels. UserError without the libraries.
+    The file says in its metadata what the values are and how a photo becomes pixels. UserError without the libraries,
+    and where an attribute is called as the input.
     """
+    if INPUT in reader.schema.names:
+        raise UserError(f"an attribute called {INPUT!r} cannot be told from the photos in an ONNX file; rename it")
     _require_libraries()
     reader = reader.to("cpu").eval()
     size = reader.preprocessing.size

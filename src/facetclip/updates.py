@@ -2,7 +2,8 @@
 
 No tar is ever written again. Photos that are new or changed go into new shards; a new index says which samples of all
 shards count, with labels and splits as the catalog has them now. So the index of an updated folder is, row for row,
-the one that a build of the new catalog in an empty folder would write, but for where the photos lie.
+the one that a build of the new catalog in an empty folder would write, but for where the photos lie; and with
+`join`, but for products that stay in the split which they have.
 """
 
 import csv
