@@ -76,6 +76,14 @@ def test_a_word_that_cannot_be_read_is_one_line(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "line", ["fill scores shop.csv --schema s.toml --out f.csv --precision 95", "promote shop --shards s --margin 5"]
+)
+def test_a_share_given_in_percent_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    assert "expected a share from 0 to 1" in capsys.readouterr().err
+
+
 def test_a_file_where_a_folder_is_to_be_is_one_line(
     schema: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,7 +117,7 @@ def add_fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("catalog", help="the catalog that was read; it is not changed")
     parser.add_argument("--schema", type=Path, required=True, help="what its columns mean")
     parser.add_argument("--out", required=True, help="the filled catalog to write, .csv or .parquet; also a URL")
-    parser.add_argument("--precision", type=float, default=0.95, help="the share of filled cells that shall be right")
+    parser.add_argument("--precision", type=share, default=0.95, help="the share of filled cells that shall be right")
     parser.add_argument("--overwrite", action="store_true", help="replace what the table says, too, where it disagrees")
 
 
@@ -161,11 +161,11 @@ def add_promote(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", required=True, help="the shards, a folder or URL, whose test split decides")
     parser.add_argument("--version", help="to be promoted; by default the one with the alias challenger")
     default = Policy()
-    parser.add_argument("--margin", type=float, default=default.margin, help="macro-F1 that no attribute may lose")
+    parser.add_argument("--margin", type=share, default=default.margin, help="macro-F1 that no attribute may lose")
     parser.add_argument("--gain", type=float, default=default.gain, help="what the mean macro-F1 must gain more than")
     parser.add_argument("--least", type=int, default=default.least, help="labelled products that each attribute needs")
     parser.add_argument("--retain", metavar="SHARDS", help="other shards, which it must still read zero-shot")
-    parser.add_argument("--most-lost", type=float, default=default.most_lost, help="accuracy that it may lose on those")
+    parser.add_argument("--most-lost", type=share, default=default.most_lost, help="accuracy that it may lose on those")
 
 
 def run_promote(args: argparse.Namespace) -> int:
