@@ -115,6 +115,18 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_attributes_may_be_called_as_steps_of_the_model(tmp_path: Path, installed: None) -> None:
+    attributes = dict(zip(("linear", "softmax", "rows"), SCHEMA.attributes.values(), strict=True))
+    attributes["softmax"] = attributes["softmax"].model_copy(update={"applies_where": {}})
+    named = make_reader(schema=SCHEMA.model_copy(update={"attributes": attributes}))
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 3, 32, 32), dtype=np.uint8)
+    told = answered(export_onnx(named, tmp_path / "named.onnx"), pixels, named.schema.names)
+    plain = answered(export_onnx(make_reader(), tmp_path / NAME), pixels, SCHEMA.names)
+    for one, other in zip(told.values(), plain.values(), strict=True):
+        assert one.shape == other.shape
+        assert np.allclose(one.sum(axis=1), 1) == np.allclose(other.sum(axis=1), 1)
+
+
 def test_an_attribute_cannot_be_called_as_the_input(tmp_path: Path) -> None:
     attributes = {"pixels" if name == "sleeve" else name: each for name, each in SCHEMA.attributes.items()}
     reader = make_reader(schema=SCHEMA.model_copy(update={"attributes": attributes}))

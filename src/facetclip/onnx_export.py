@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from facetclip.scores import reader_digest
 
 NAME = "model.onnx"  # beside the model card
 INPUT = "pixels"
+_OUTPUT = "answer {}"  # until it is named; no value inside has a blank in its name
 LIBRARIES = ("onnx", "onnxscript")
 OPSET = 20
 MOST_BYTES = 2_000_000_000  # that a file of this format can hold
@@ -74,7 +76,7 @@ def export_onnx(reader: AttributeReader, path: Path) -> Path:
                 _Probabilities(reader).eval(),
                 (example,),
                 input_names=[INPUT],
-                output_names=list(reader.schema.names),
+                output_names=[_OUTPUT.format(place) for place in range(len(reader.schema.names))],
                 dynamic_shapes={INPUT: {0: torch.export.Dim("photos", min=1)}},
                 opset_version=OPSET,
                 dynamo=True,
@@ -83,12 +85,24 @@ def export_onnx(reader: AttributeReader, path: Path) -> Path:
     finally:
         logging.getLogger("torch.onnx").setLevel(loud)
     proto = program.model_proto
+    _rename_outputs(proto.graph, reader.schema.names)
     for key, value in _facts(reader).items():
         proto.metadata_props.add(key=key, value=value)
     if (count := proto.ByteSize()) > MOST_BYTES:
         raise UserError(f"{path}: an ONNX file holds at most {MOST_BYTES:,} bytes, this model has {count:,}")
     write_whole(path, proto.SerializeToString())
     return path
+
+
+def _rename_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Call the outputs `names`; what is called so inside, a step named `softmax` perhaps, gets another name."""
+    new = {name: f"{name} inside" for name in names}
+    new |= {_OUTPUT.format(place): name for place, name in enumerate(names)}
+    for node in graph.node:
+        for listed in (node.input, node.output):
+            listed[:] = [new.get(name, name) for name in listed]
+    for value in (*graph.output, *graph.value_info, *graph.initializer):
+        value.name = new.get(value.name, value.name)
 
 
 def _facts(reader: AttributeReader) -> dict[str, str]:
