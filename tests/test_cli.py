@@ -99,6 +99,14 @@ def test_a_misspelt_key_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.Capt
     assert "run.toml: train: unknown key 'stpes'; did you mean 'steps'?" in refused(capsys, "train", str(run))
 
 
+def test_a_run_that_could_not_begin_is_not_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(RUN.format(shards=tmp_path / "none", out=tmp_path / "run"))
+    for _ in range(2):
+        assert main(["train", str(path)]) == 2
+        assert "none: no index.parquet" in capsys.readouterr().err
+
+
 def test_a_misspelt_key_of_a_schema_is_one_line(
     tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

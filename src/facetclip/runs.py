@@ -54,6 +54,18 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
     accelerator = make_accelerator()
     folder = Path(run.output.folder)
     lease = RunLease(folder) if accelerator.is_main_process else None
+    try:
+        outcome = _train(run, accelerator, folder, fresh=fresh, allow=allow)
+    finally:
+        if lease:
+            lease.release()
+    leave(accelerator)
+    return outcome
+
+
+def _train(
+    run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: bool, allow: Collection[str]
+) -> RunOutcome:
     remove(folder / MARKER)
     if fresh and accelerator.is_main_process:
         for name in ("checkpoints", "best", "model", REGISTERED, RECORD, GOODPUT, ATTEMPTS, "progress", STACKS):
@@ -80,9 +92,6 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
         if tracker:
             tracker.metrics(trainer.state.step, trainer.goodput.values)
             tracker.finish(status)
-        if lease:
-            lease.release()
-    leave(accelerator)
     return RunOutcome(folder / "model", result, version)
 
 
