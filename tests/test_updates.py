@@ -224,6 +224,8 @@ def test_photos_that_are_gone_stay_in_the_shards(shop):
     added(shop, [40, 41])
     report = update(shop)
     assert (report.samples, report.bad) == (ROWS + 2, {})
+    assert report.changes
+    assert report.changes.gone == ROWS
 
 
 def test_a_photo_that_was_replaced_by_a_bad_one_is_left_out(shop):

@@ -215,6 +215,8 @@ def _print_shards(report: ShardReport) -> None:
             f"updated: {done.added} items added, {done.changed} with another photo, {done.removed} removed; "
             f"{done.bytes / 1e6:,.1f} MB of new shards"
         )
+    if report.changes is not None and report.changes.gone:
+        print(f"{report.changes.gone} items keep their photo, which is no longer where the catalog says")
     if report.changes is not None and report.changes.moved:
         print(f"{report.changes.moved} products are in another split than before, as the catalog's split column says")
     if report.superseded:

@@ -40,11 +40,12 @@ class Changes:
     added: int  # items that the folder did not have
     changed: int  # items whose photo is another one now
     removed: int  # items that are no longer in the catalog, or whose photo is another and bad
+    gone: int  # items whose photo is no longer where the catalog says, and stays as it was
     moved: int  # products that were in another split before: the catalog's split column says so
     bytes: int  # of the new shards
 
 
-NO_CHANGES = Changes(0, 0, 0, 0, 0)
+NO_CHANGES = Changes(0, 0, 0, 0, 0, 0)
 
 
 def index_build(build: Build, parts: Sequence[Part]) -> None:
@@ -131,6 +132,7 @@ def _changes(build: Build, kept: Kept, parts: Sequence[Part]) -> Changes:
         added=len(packed) - changed,
         changed=changed,
         removed=len(old) - len(kept.rows) - changed,
+        gone=kept.gone,
         moved=int(moved.sum()),
         bytes=sum(part.shard.bytes for part in parts if part.shard is not None),
     )

@@ -70,6 +70,7 @@ class Kept:
     rows: np.ndarray  # int64 [k]: in the old index
     sources: np.ndarray  # uint64 [k]: as of now
     removed: int  # items that the catalog no longer has
+    gone: int  # items whose photo is no longer where the catalog says, and stays as it was
     known_bad: int  # images to pack that were left out before, too
     of: str  # the work that the folder was finished by
 

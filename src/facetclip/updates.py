@@ -58,6 +58,7 @@ def updating(build: Build) -> Build:
         rows=table.column("row").to_numpy(),
         sources=table.column("source").to_numpy(),
         removed=int((table.schema.metadata or {})[b"removed"]),
+        gone=int((table.schema.metadata or {})[b"gone"]),
         known_bad=_known_bad(out, build, packed),
         of=facts["work"],
     )
@@ -98,12 +99,14 @@ def _look(build: Build, old: ShardIndex) -> pa.Table:
     with ThreadPoolExecutor(THREADS) as pool:
         sources = np.concatenate([np.zeros(0, np.uint64), *pool.map(partial(_sources, build), portions)])
     rows, before = row_of[places], sources_of(old)[row_of[places]]
-    sources = np.where(sources == 0, before, sources)  # gone: it is in the folder still
+    gone = sources == 0
+    sources = np.where(gone, before, sources)  # the photo is in the folder still
     touched = np.flatnonzero(sources != before)
     changed = _changed(build, places[touched], old.checksum[rows[touched]])
     stays = ~np.isin(places, changed)
     columns = {"place": places[stays], "row": rows[stays], "source": sources[stays]}
-    return pa.table(columns).replace_schema_metadata({"removed": str(len(old) - len(places))})
+    counts = {"removed": str(len(old) - len(places)), "gone": str(np.count_nonzero(gone))}
+    return pa.table(columns).replace_schema_metadata(counts)
 
 
 def _require_few_removed(build: Build, before: int, still: int) -> None:
