@@ -100,8 +100,8 @@ class PixelReader:
         missing = np.flatnonzero(~known)
 
         def put(first: int) -> None:
-            for at in missing[first : first + AT_ONCE]:
-                out[at] = self.square(rows[at]).transpose(1, 2, 0)
+            for at in missing[first : first + AT_ONCE].tolist():
+                out[at] = self.square(int(rows[at])).transpose(1, 2, 0)
 
         for _ in self._pool.map(put, range(0, len(missing), AT_ONCE)):
             pass
