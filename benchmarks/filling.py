@@ -20,7 +20,7 @@ import torch
 from benchmarks.measuring import environment, write_result
 from benchmarks.quality.catalogs import GARMENTS_SCHEMA, SHARES, empty_cells, truth_of
 
-from facetclip.abstention import cutoff, of_siblings, shipped_answers
+from facetclip.abstention import cutoff, shipped_answers
 from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration, probabilities
 from facetclip.catalog import read_catalog
@@ -31,7 +31,7 @@ from facetclip.metrics import listed_values
 from facetclip.model import AttributeReader, load_model
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.runs import fit
-from facetclip.schema import UNLABELLED, read_schema, spans
+from facetclip.schema import read_schema, spans
 from facetclip.shards import ShardSpec, build_shards
 from facetclip.tables import text_table
 from facetclip.trainer import Trainer
@@ -87,11 +87,10 @@ def measured(index: ShardIndex, truth: dict[str, np.ndarray], reader: AttributeR
         labels, products, real = index.labels[name][rows], index.products[rows], truth[name][rows]
         noisy = probabilities(logits["test"][:, part], calibration, multi_valued=False)
         together = products if name in reader.card.by_product else None
-        siblings = of_siblings(labels, products) if together is not None else np.full(len(rows), UNLABELLED)
         gaps = (labels < 0) & (real >= 0)
         cut = cutoff(reader.card.cutoffs[name], PRECISION)
-        for way, word in (("ours", listed_values(attribute, siblings)), ("photos alone", None)):
-            shown, sure = shipped_answers(attribute, noisy, calibration, together, word)
+        for way, listed in (("ours", labels), ("photos alone", None)):
+            shown, sure = shipped_answers(attribute, noisy, calibration, together, listed)
             given = gaps & (sure >= cut) if cut is not None else np.zeros_like(gaps)
             ours[way][name] = {
                 "gaps": int(gaps.sum()),

@@ -14,7 +14,9 @@ from facetclip.abstention import (
     of_product,
     of_siblings,
     true_precision,
+    with_word,
     without_noise,
+    word_noise,
 )
 from facetclip.calibration import Calibration, probabilities
 from facetclip.schema import Attribute
@@ -87,17 +89,30 @@ def test_an_attribute_is_the_products_where_its_photos_always_agree() -> None:
     assert not of_product(np.where(np.arange(60) < 15, 1, -1), products)  # too few to tell
 
 
-def test_wrong_cells_do_not_make_it_a_matter_of_the_photo() -> None:
+def test_slips_do_not_make_it_a_matter_of_the_photo() -> None:
     random = np.random.default_rng(0)
     products = np.repeat(np.arange(400), 2)
     slipped = np.where(random.random(800) < 0.04, random.integers(0, 4, 800), products % 4)
-    assert not of_product(slipped, products)
-    assert of_product(slipped, products, wrong=0.03)
+    assert of_product(slipped, products)
     varied = np.where(random.random(800) < 0.1, random.integers(0, 4, 800), products % 4)
-    assert not of_product(varied, products, wrong=0.03)
-    assert not of_product(
-        np.where(random.random(800) < 0.3, 1, products % 4), products, wrong=0.5
-    )  # nobody is so wrong
+    assert not of_product(varied, products)
+
+
+def test_the_word_of_a_products_other_rows_is_worth_what_the_table_shows() -> None:
+    random = np.random.default_rng(0)
+    products = np.repeat(np.arange(2000), 2)
+    slipped = np.where(random.random(4000) < 0.1, random.integers(0, 3, 4000), products % 3)
+    noise = word_noise(SHAPE, np.where(random.random(4000) < 0.3, -1, slipped), products)
+    assert noise == pytest.approx(1 - 0.9**2, abs=0.03)  # of two cells, either may be the wrong one
+    assert word_noise(SHAPE, products % 3, products) < 0.001
+    assert word_noise(SHAPE, np.arange(3), np.arange(3)) == pytest.approx(0.75)  # nobody has tried it
+    assert word_noise(SHAPE, np.full(3, -1), np.arange(3)) == 1.0
+    read = np.array([[0.2, 0.5, 0.3]])
+    assert with_word(read, np.array([[True, False, False]]), 1.0, multi_valued=False) == pytest.approx(read)
+    assert with_word(read, np.array([[True, False, False]]), 0.0, multi_valued=False).tolist() == [[1.0, 0.0, 0.0]]
+    assert with_word(read, np.zeros((1, 3), dtype=bool), 0.1, multi_valued=False) == pytest.approx(read)
+    yes = with_word(np.array([[0.5, 0.5, 0.9]]), np.array([[True, False, False]]), 0.2, multi_valued=True)
+    assert yes == pytest.approx(np.array([[0.9, 0.1, 0.5]]))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 3)), max_size=30))

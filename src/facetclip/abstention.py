@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from facetclip.calibration import Calibration
-from facetclip.metrics import read_values
+from facetclip.metrics import listed_values, read_values
 from facetclip.schema import UNLABELLED, Attribute
 
 TARGETS = (0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99)
 FEWEST_ANSWERS = 20  # that a cut-off rests on
 SAME = 0.99  # of the products with several labelled photos list one value alone: the attribute is the product's
 FEWEST_PRODUCTS = 10  # that can say so
-MOST_WRONG = 0.05  # share of cells that count as wrong in it, however many more the calibration blames
+MOST_WRONG = 0.05  # share of the cells that may be slips in that
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,30 @@ def shipped_answers(
     probabilities: np.ndarray,
     calibration: Calibration,
     products: np.ndarray | None,
-    word: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`answers` of `probabilities` [n, values] as the gaps of a catalog are filled with them: by what the photo shows,
-    with `products` [n] by all photos of a product together, and with `word`, bool [n, values], by what its other cells
-    list."""
+    with `products` [n] by all photos of a product together, and with `labels` [n] by what its other rows list, too."""
     multi = attribute.multi_valued
     read = without_noise(probabilities, calibration, multi_valued=multi)
     if products is not None:
         read = fused(read, products, multi_valued=multi)
-    if word is not None:
-        read = with_word(read, word, calibration, multi_valued=multi)
+    if products is not None and labels is not None:
+        listed = listed_values(attribute, told_of(labels, products))
+        read = with_word(read, listed, word_noise(attribute, labels, products), multi_valued=multi)
     return answers(attribute, read)
 
 
-def of_product(labels: np.ndarray, products: np.ndarray, wrong: float = 0.0) -> bool:
+def told_of(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """What other rows of its product list of each unlabelled row [n]; UNLABELLED where they do not or it is."""
+    return np.where(labels == UNLABELLED, of_siblings(labels, products), UNLABELLED)
+
+
+def of_product(labels: np.ndarray, products: np.ndarray) -> bool:
     """Whether an attribute with `labels` [n] is a matter of the product [n], not of the single photo.
 
-    Where a share `wrong` of the cells says something else than what is so, m cells of a product agree in (1 - wrong)^m.
+    A table has its slips: where a share of MOST_WRONG of the cells is wrong, m cells of a product agree in
+    (1 - MOST_WRONG)^m.
     """
     known = labels >= 0
     pairs = np.unique(np.stack([products[known], labels[known].astype(np.int64)]), axis=1)
@@ -103,13 +109,24 @@ def of_product(labels: np.ndarray, products: np.ndarray, wrong: float = 0.0) -> 
     several = items > 1
     if several.sum() < FEWEST_PRODUCTS:
         return False
-    expected = ((1 - min(wrong, MOST_WRONG)) ** items[several]).mean()
-    return bool((values[several] == 1).mean() >= SAME * expected)
+    return bool((values[several] == 1).mean() >= SAME * ((1 - MOST_WRONG) ** items[several]).mean())
 
 
-def wrong_cells(attribute: Attribute, calibration: Calibration) -> float:
-    """The share of a table's cells that say something else than what is so."""
-    return calibration.noise * (1 - chance_of(attribute))
+def word_noise(attribute: Attribute, labels: np.ndarray, products: np.ndarray) -> float:
+    """The share of cells whose product's other cells say anything at random of them, by `labels` [n] themselves.
+
+    Every pair of a product's cells that differs counts against it, though only one of the two may be wrong.
+    """
+    _, place = np.unique(products, return_inverse=True)
+    known = labels >= 0
+    if not known.any():
+        return 1.0
+    cells = np.unique(np.stack([place[known], labels[known].astype(np.int64)]), axis=1, return_counts=True)
+    listed, count = cells[0][0], cells[1]
+    whole = np.bincount(listed, weights=count)
+    pairs, same = (whole * (whole - 1)).sum(), (count * (count - 1)).sum()
+    differing = (pairs - same + 1) / (pairs + 2)  # as if one pair of two had differed before
+    return float(min(1.0, differing / (1 - chance_of(attribute))))
 
 
 def of_siblings(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
@@ -127,19 +144,17 @@ def of_siblings(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
     return np.where(least == most, most, UNLABELLED)[place]
 
 
-def with_word(read: np.ndarray, listed: np.ndarray, calibration: Calibration, *, multi_valued: bool) -> np.ndarray:
+def with_word(read: np.ndarray, listed: np.ndarray, noise: float, *, multi_valued: bool) -> np.ndarray:
     """`read` [n, values] and a cell that lists `listed`, bool [n, values], taken together by Bayes' rule.
 
-    The cell is right but for the calibration's share of cells that say anything at random; one that lists nothing says
-    nothing.
+    A share `noise` of such cells says anything at random; one that lists nothing says nothing.
 
-    >>> with_word(np.array([[0.5, 0.5]]), np.array([[True, False]]), Calibration(noise=0.2), multi_valued=False)
+    >>> with_word(np.array([[0.5, 0.5]]), np.array([[True, False]]), 0.2, multi_valued=False)
     array([[0.9, 0.1]])
     """
-    chance = calibration.noise / (2 if multi_valued else read.shape[1])
-    told = np.where(listed, 1 - calibration.noise + chance, chance)
-    yes = read * told
-    no = (1 - read) * np.where(listed, chance, 1 - calibration.noise + chance)
+    chance = noise / (2 if multi_valued else read.shape[1])
+    yes = read * np.where(listed, 1 - noise + chance, chance)
+    no = (1 - read) * np.where(listed, chance, 1 - noise + chance)
     whole = yes + no if multi_valued else yes.sum(axis=1, keepdims=True)
     spoken = listed.any(axis=1, keepdims=True) & (whole > 0)
     return np.where(spoken, yes / np.where(whole > 0, whole, 1.0), read)

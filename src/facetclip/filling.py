@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facetclip.abstention import cutoff, of_siblings, shipped_answers
+from facetclip.abstention import cutoff, shipped_answers, told_of
 from facetclip.calibration import Calibration
 from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
 from facetclip.errors import UserError
@@ -149,11 +149,10 @@ def _read(
         rows = np.array([place[item] for item in mine.column("item_id").to_pylist()], dtype=np.int64)
         flat = mine.column("probabilities").combine_chunks().flatten().to_numpy().astype(np.float64)
         read, calibration = flat.reshape(len(rows), len(attribute.values)), card.calibration.get(name, Calibration())
-        together, word = products[rows] if name in card.by_product else None, np.full(len(rows), UNLABELLED)
-        if name in card.by_product and name in labels:
-            siblings = of_siblings(labels[name], products)
-            word = np.where(labels[name] == UNLABELLED, siblings, UNLABELLED)[rows]
-        shown, sure = shipped_answers(attribute, read, calibration, together, listed_values(attribute, word))
+        together = products[rows] if name in card.by_product else None
+        listed = labels[name][rows] if together is not None and name in labels else None
+        shown, sure = shipped_answers(attribute, read, calibration, together, listed)
+        word = np.full(len(rows), UNLABELLED) if together is None or listed is None else told_of(listed, together)
         applies = ~mine.column("not_applicable").to_numpy()
         answer = labels_of(attribute, shown)
         found[name] = _placed(len(table), rows, _Read(answer, sure, applies, (word >= 0) & (answer == word)))

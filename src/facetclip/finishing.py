@@ -4,14 +4,13 @@ abstain.
 All of it is chosen on the validation split, by one process, and end in `model` beside `best`, which stays as it was.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from facetclip.abstention import Cutoff, answers, chance_of, cutoffs, fused, of_product, wrong_cells
+from facetclip.abstention import Cutoff, answers, chance_of, cutoffs, fused, of_product
 from facetclip.batches import Inputs
 from facetclip.calibration import Calibration, probabilities
 from facetclip.files import replace_folder
@@ -55,7 +54,7 @@ def finish_model(
     if judgement.loss is not None:
         metrics["validation_loss"] = judgement.loss
     reader.calibration = judgement.calibration
-    together = answered_together(index, judgement.calibration)
+    together = answered_together(index)
     reader.card = replace(
         reader.card,
         metrics=metrics,
@@ -68,15 +67,11 @@ def finish_model(
     return judgement
 
 
-def answered_together(index: ShardIndex, calibration: Mapping[str, Calibration]) -> tuple[str, ...]:
-    """The attributes that are a matter of the product, by the train split's labels, as far as these can be believed."""
+def answered_together(index: ShardIndex) -> tuple[str, ...]:
+    """The attributes that are a matter of the product, by the train split's labels."""
     rows = index.rows("train")
     products = index.products[rows]
-    return tuple(
-        name
-        for name, attribute in index.schema.attributes.items()
-        if of_product(index.labels[name][rows], products, wrong_cells(attribute, calibration.get(name, Calibration())))
-    )
+    return tuple(name for name, column in index.labels.items() if of_product(column[rows], products))
 
 
 def cutoffs_of(
