@@ -24,6 +24,7 @@ from facetclip.squares import square_planes
 
 BATCH = 64
 MOST_THREADS = 16
+AT_ONCE = 8  # photos that a decoding thread is given at a time
 
 
 class Photos(Protocol):
@@ -156,11 +157,17 @@ def _squares(
     """uint8 [n, 3, size, size]; black where the image is bad, so that bad images do not change the batches."""
     size = reader.preprocessing.size
     pixels = np.zeros((len(rows), 3, size, size), dtype=np.uint8)
-    for place, square in enumerate(pool.map(partial(_square, reader, photos), rows.tolist())):
-        if isinstance(square, BadImage):
-            bad[int(rows[place])] = square
-        else:
-            pixels[place] = square
+
+    def fill(first: int) -> None:
+        for place, row in enumerate(rows[first : first + AT_ONCE].tolist(), first):
+            square = _square(reader, photos, row)
+            if isinstance(square, BadImage):
+                bad[row] = square
+            else:
+                pixels[place] = square
+
+    for _ in pool.map(fill, range(0, len(rows), AT_ONCE)):
+        pass  # raises what a thread raised
     return torch.from_numpy(pixels)
 
 
