@@ -40,7 +40,7 @@ def key_of(item_id: str) -> str:
     A long one is cut and ends in a hash of the whole, after a sign that no escape gives.
 
     >>> key_of("AB.12"), key_of("rot/groß"), key_of("x" * 70)[-22:]
-    ('AB%2E12', 'rot%2Fgro%C3%9F', 'xxxx%-9e9a1cb4a5ba4a15')
+    ('AB%2E12', 'rot%2Fgro%C3%9F', 'xxxx%-7d7105db3b1d53f7')
     """
     escaped = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), item_id)
     if len(escaped) <= _KEY_LENGTH:
