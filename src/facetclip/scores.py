@@ -1,7 +1,6 @@
 """Photos in, probabilities out: what is measured, what is validated and what is shipped are read here, the same way."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facetclip.batches import ahead
+from facetclip.batches import ahead, decoding_threads
 from facetclip.calibration import Calibration, probabilities
 from facetclip.errors import UserError
 from facetclip.images import BadImage
@@ -23,7 +22,6 @@ from facetclip.schema import Schema
 from facetclip.squares import square_planes
 
 BATCH = 64
-MOST_THREADS = 16
 AT_ONCE = 8  # photos that a decoding thread is given at a time
 
 
@@ -133,7 +131,7 @@ def score_rows(
     if was_training:
         reader.eval()
     try:
-        with ThreadPoolExecutor(_threads(), thread_name_prefix="decode") as pool:
+        with ThreadPoolExecutor(decoding_threads(), thread_name_prefix="decode") as pool:
             prepare = partial(_squares, reader, photos, pool, bad)
             batches = [_probabilities(reader, pixels) for pixels in ahead(prepare, portions)]
     finally:
@@ -143,12 +141,6 @@ def score_rows(
         if not skip_bad:
             raise UserError(f"item {photos.item_id(row)!r}: its image cannot be read: {reason}")
     return _joined(reader, photos, rows, batches, bad)
-
-
-def _threads() -> int:
-    """Decoding threads of this process: its share of the processors."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(2, min(MOST_THREADS, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _squares(
