@@ -10,27 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facetclip import faults
-from facetclip.index import INDEX_NAME, LABEL, ShardIndex, open_index, read_metadata, write_index, write_parquet
+from facetclip.index import INDEX_NAME, LABEL, ShardIndex, read_metadata, write_index, write_parquet
 from facetclip.joining import shared_photos
 from facetclip.near_duplicates import write_duplicates
 from facetclip.slices import Build, Kept, codes_of, found_in
 from facetclip.store import Shard
-from facetclip.tars import Part
+from facetclip.tars import PART_COLUMNS, Part
 
 SOURCES = "sources.parquet"
 DUPLICATES = "duplicates.csv"
-_WHERE = pa.schema(
-    [
-        ("place", pa.int64()),
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),
-        ("length", pa.int32()),
-        ("checksum", pa.uint32()),
-        ("phash", pa.uint64()),
-        ("tint", pa.uint64()),
-        ("source", pa.uint64()),
-    ]
-)
+_WHERE = PART_COLUMNS.append(pa.field("shard", pa.int32()))
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ NO_CHANGES = Changes(0, 0, 0, 0, 0, 0)
 
 def index_build(build: Build, parts: Sequence[Part]) -> None:
     """Write the index over what `parts` say was packed and what an update keeps; before it, duplicates.csv."""
-    shards, where = _where(build, parts)
+    shards, where = _where(build.kept, parts)
     build, found, shared = shared_photos(build, where)
     rows = build.rows
     places = where.column("place").to_numpy()
@@ -68,7 +57,7 @@ def index_build(build: Build, parts: Sequence[Part]) -> None:
         "build": build.inputs,
         "work": build.digest,
         "settings": build.spec.settings,
-        "next_shard": build.first_shard + build.count,
+        "next_shard": build.first_shard + build.count,  # none is given twice: a dropped shard may be read still
         "bad": Counter(code for part in parts for _, code, _ in part.bad),
         "unknown_cells": rows.unknown_cells,
         "duplicates": asdict(shared),
@@ -98,11 +87,11 @@ def sources_of(index: ShardIndex) -> np.ndarray:
     return np.zeros(len(index), dtype=np.uint64)
 
 
-def _where(build: Build, parts: Sequence[Part]) -> tuple[list[Shard], pa.Table]:
+def _where(kept: Kept | None, parts: Sequence[Part]) -> tuple[list[Shard], pa.Table]:
     """The shards that the index counts on, and where in them the photo of each row lies, by place in the catalog."""
     shards, tables = [], []
-    if build.kept is not None:
-        shards, table = _still(build.kept, open_index(build.spec.out))
+    if kept is not None:
+        shards, table = _still(kept)
         tables.append(table)
     for part in parts:
         if part.shard is not None:
@@ -110,19 +99,20 @@ def _where(build: Build, parts: Sequence[Part]) -> tuple[list[Shard], pa.Table]:
             tables.append(part.rows.append_column("shard", number))
             shards.append(part.shard)
     joined = pa.concat_tables(table.select(_WHERE.names).cast(_WHERE) for table in tables)
-    return shards, joined if build.kept is None else joined.sort_by("place")
+    return shards, joined if kept is None else joined.sort_by("place")
 
 
-def _still(kept: Kept, old: ShardIndex) -> tuple[list[Shard], pa.Table]:
+def _still(kept: Kept) -> tuple[list[Shard], pa.Table]:
     """Those shards of a folder of which an update keeps anything, and what it keeps."""
+    old = kept.index
     alive, numbers = np.unique(old.shard[kept.rows], return_inverse=True)
-    lies = {name: getattr(old, name)[kept.rows] for name in ("offset", "length", "checksum", "phash", "tint")}
-    table = pa.table({"place": kept.places, "shard": numbers, **lies, "source": kept.sources})
+    ours = {"place": kept.places, "shard": numbers, "source": kept.sources}
+    table = pa.table({name: getattr(old, name)[kept.rows] for name in _WHERE.names if name not in ours} | ours)
     return [old.shards[number] for number in alive], table
 
 
 def _changes(build: Build, kept: Kept, parts: Sequence[Part]) -> Changes:
-    rows, old = build.rows, open_index(build.spec.out)
+    rows, old = build.rows, kept.index
     packed = np.concatenate([np.zeros(0, np.int64), *(part.rows.column("place").to_numpy() for part in parts)])
     changed = int((found_in(rows.items.take(pa.array(packed)), old.item_ids) >= 0).sum())
     _, first = np.unique(codes_of(rows.products), return_index=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from facetclip.index import open_index
 from facetclip.near_duplicates import MOST_BITS, Duplicates, find_duplicates, join_products, joined_splits
 from facetclip.slices import Build, codes_of, found_in
 
@@ -45,9 +44,8 @@ def _joined(build: Build, products: np.ndarray, found: Duplicates, places: np.nd
     joined = join_products(len(first), found, products[places])
     placed = np.full(len(first), -1, dtype=np.int8)
     if build.kept is not None:
-        old = open_index(build.spec.out)
-        before = found_in(ids, old.product_ids)
-        placed = np.where(before >= 0, old.splits[before], -1)
+        before = found_in(ids, build.kept.index.product_ids)
+        placed = np.where(before >= 0, build.kept.index.splits[before], -1)
     splits, torn = joined_splits(ids.combine_chunks(), joined.group, rows.splits[first], placed)
     alone = np.bincount(joined.group, minlength=len(first))[joined.group] == 1
     counts = {"joined": int((~alone).sum()), "left_out": len(joined.left_out), "torn": len(torn)}

@@ -6,7 +6,6 @@ So every process, on whatever machine, knows the same slices by itself.
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,10 @@ from facetclip.catalog import Catalog, encode_labels
 from facetclip.downloads import FetchSpec
 from facetclip.errors import UserError
 from facetclip.hamming import FARTHEST
-from facetclip.index import canonical
+from facetclip.index import ShardIndex, canonical
 from facetclip.portions import WHOLE, Portion
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
 from facetclip.splits import Shares, assign_splits
-from facetclip.store import Shard
 from facetclip.tars import Slice
 
 PARTS = ".parts"
@@ -65,9 +63,9 @@ class ShardSpec:
 class Kept:
     """What an update takes over from the finished folder; by place in the new catalog."""
 
-    shards: tuple[Shard, ...]
+    index: ShardIndex  # of the folder, as it was when the update was planned
     places: np.ndarray  # int64 [k]
-    rows: np.ndarray  # int64 [k]: in the old index
+    rows: np.ndarray  # int64 [k]: in `index`
     sources: np.ndarray  # uint64 [k]: as of now
     removed: int  # items that the catalog no longer has
     gone: int  # items whose photo is no longer where the catalog says, and stays as it was
@@ -279,11 +277,6 @@ def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Porti
         total.update(numbers.tobytes())
     places = np.arange(len(rows.items))
     return Build(rows, schema, spec, places, total.hexdigest(), total.hexdigest(), portion)
-
-
-def first_free(shards: Iterable[Shard]) -> int:
-    """The number from which on no shard is called that of one of these."""
-    return 1 + max((int(found[1]) for shard in shards if (found := _NUMBERED.fullmatch(shard.name))), default=-1)
 
 
 def _cut(column: pa.ChunkedArray, places: list[int]) -> list:

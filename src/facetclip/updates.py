@@ -26,7 +26,7 @@ from facetclip.files import write_once
 from facetclip.index import INDEX_NAME, ShardIndex, open_index, read_metadata
 from facetclip.indexing import sources_of
 from facetclip.portions import WHOLE
-from facetclip.slices import PARTS, Build, Kept, first_free, found_in, image_of
+from facetclip.slices import PARTS, Build, Kept, found_in, image_of
 from facetclip.spreadsheets import inert
 from facetclip.tars import Slice, checksum_now, source_of
 from facetclip.workers import each
@@ -48,27 +48,26 @@ def updating(build: Build) -> Build:
     old = open_index(out)
     facts = read_metadata(old.store.index, f"{out / INDEX_NAME}")
     _require_settings(build, json.loads(facts["settings"]))
-    content = _agreed(build, old)
+    content = _agreed(build, old, facts["build"])
     table = pq.read_table(pa.BufferReader(content))
-    places = table.column("place").to_numpy()
+    places, counts = table.column("place").to_numpy(), table.schema.metadata or {}
     packed = np.setdiff1d(build.places, places)
     kept = Kept(
-        shards=old.shards,
+        index=old,
         places=places,
         rows=table.column("row").to_numpy(),
         sources=table.column("source").to_numpy(),
-        removed=int((table.schema.metadata or {})[b"removed"]),
-        gone=int((table.schema.metadata or {})[b"gone"]),
+        removed=int(counts[b"removed"]),
+        gone=int(counts[b"gone"]),
         known_bad=_known_bad(out, build, packed),
         of=facts["work"],
     )
     digest = hashlib.sha256(f"{build.inputs} {old.digest} ".encode() + content).hexdigest()
-    first = max(first_free(old.shards), int(facts.get("next_shard", 0)))  # some that were dropped may still be read
-    return replace(build, places=packed, digest=digest, kept=kept, first_shard=first)
+    return replace(build, places=packed, digest=digest, kept=kept, first_shard=int(facts["next_shard"]))
 
 
-def _agreed(build: Build, old: ShardIndex) -> bytes:
-    """The table of `_look`; processes that share an update go by what the first of them saw."""
+def _agreed(build: Build, old: ShardIndex, inputs: str) -> bytes:
+    """The table of `_look`, of a folder with these `inputs`; who share an update go by what the first of them saw."""
     if build.portion == WHOLE:
         return _bytes_of(_look(build, old))
     name = hashlib.sha256(f"{build.inputs} {old.digest}".encode()).hexdigest()
@@ -76,7 +75,7 @@ def _agreed(build: Build, old: ShardIndex) -> bytes:
     if path.exists():
         return path.read_bytes()
     table = _look(build, old)
-    if len(table) < len(build.places) or build.inputs != read_metadata(build.spec.out / INDEX_NAME)["build"]:
+    if len(table) < len(build.places) or build.inputs != inputs:
         return write_once(path, _bytes_of(table))
     return _bytes_of(table)
 
