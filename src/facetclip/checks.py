@@ -1,8 +1,6 @@
 """`facetclip check`: every problem of a catalog, by row, with a stable reason code, before anything is sharded."""
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from facetclip.files import write_whole
 from facetclip.images import BadImage, load, verdict
 from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, spelling
 from facetclip.splits import SPLITS, WORDS, Gap, Shares, assign_splits, coverage_gaps
-from facetclip.spreadsheets import inert
+from facetclip.spreadsheets import csv_of
 
 WARNING, ERROR, FATAL = "warning", "error", "fatal"
 SEVERITIES = (WARNING, ERROR, FATAL)
@@ -300,13 +298,8 @@ def _silent_counts(labels: np.ndarray) -> dict[str, int]:
 
 def write_problems(report: CheckReport, path: Path) -> None:
     """Every problem as CSV; a cell that a spreadsheet would take for a formula gets an apostrophe before it."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "item", "column", "code", "severity", "message"])
-    for found in report.problems:
-        cells = (found.item, found.column, found.code, found.severity, found.message)
-        writer.writerow([found.row, *map(inert, cells)])
-    write_whole(path, text.getvalue().encode())
+    names = ("row", "item", "column", "code", "severity", "message")
+    write_whole(path, csv_of(names, ([getattr(found, name) for name in names] for found in report.problems)))
 
 
 def render_text(report: CheckReport) -> str:

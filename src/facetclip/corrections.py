@@ -19,7 +19,7 @@ from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.schema import Attribute, Schema
-from facetclip.spreadsheets import inert
+from facetclip.spreadsheets import csv_of
 from facetclip.suggestions import Correction, read_corrections
 
 Changes = dict[tuple[int, str], str]  # (place of the record, column) -> what the cell shall say
@@ -169,10 +169,5 @@ def _parquet(source: Path, changes: Changes) -> bytes:
 
 
 def _log_of(entries: list[_Entry]) -> bytes:
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["row", "item_id", "column", "before", "after", "what"])
-    for entry in entries:
-        cells = (entry.item_id, entry.column, entry.before, entry.after, entry.what)
-        table.writerow([entry.row, *map(inert, cells)])
-    return out.getvalue().encode("utf-8")
+    names = ("row", "item_id", "column", "before", "after", "what")
+    return csv_of(names, ([getattr(entry, name) for name in names] for entry in entries))

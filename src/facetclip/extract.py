@@ -5,7 +5,6 @@ and a run that was interrupted continues with the parts that are missing. A part
 part of another request is never mixed in. The folder of the parts may be at any URL that fsspec writes to.
 """
 
-import csv
 import hashlib
 import io
 import json
@@ -34,7 +33,7 @@ from facetclip.remote import Absent
 from facetclip.schema import Attribute
 from facetclip.scores import BATCH, Scores, not_applicable, reader_digest, reader_for, score_rows
 from facetclip.sources import FromCatalog, FromShards, Items, open_items
-from facetclip.spreadsheets import inert
+from facetclip.spreadsheets import csv_of
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.csv"
@@ -301,12 +300,8 @@ def _present(job: _Job, number: int) -> _Part:
 
 def _quarantine(job: _Job, catalog: Catalog, bad: list[tuple[int, str, str]]) -> None:
     """Write quarantine.csv; UserError with the top reasons when more than `max_bad` of the images are in it."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["row", "item", "code", "message"])
-    for row, code, message in bad:
-        table.writerow([catalog.row_number(row), *map(inert, (job.items.photos.item_id(row), code, message))])
-    job.out.write(QUARANTINE, out.getvalue().encode("utf-8"))
+    rows = ((catalog.row_number(row), job.items.photos.item_id(row), code, message) for row, code, message in bad)
+    job.out.write(QUARANTINE, csv_of(["row", "item", "code", "message"], rows))
     if len(bad) > job.items.max_bad * job.request.items:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
         raise UserError(

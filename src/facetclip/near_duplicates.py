@@ -1,7 +1,5 @@
 """The same photo under two products: found by fingerprint, reported, and kept from being learned from and tested on."""
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from facetclip.hamming import near_pairs
 from facetclip.metrics import listed_values
 from facetclip.schema import Attribute, Schema
 from facetclip.splits import SPLITS
-from facetclip.spreadsheets import inert
+from facetclip.spreadsheets import csv_of
 
 MOST_BITS = 4  # of the 64 of a phash, in which copies of a photo differ at most
 MOST_TINT = 6  # of 255, by which their tints do
@@ -134,15 +132,13 @@ def joined_splits(
 def write_duplicates(path: Path, found: Duplicates, index: pa.Table, schema: Schema) -> None:
     """The pairs as CSV, the nearest first, at most MOST_LISTED; `index` has the columns of an index."""
     order = np.lexsort((found.rows, found.distance))[:MOST_LISTED]
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(HEADER)
     one, other = (_named(index, rows[order]) for rows in (found.rows, found.others))
     differ = _disagreements(index, found.rows[order], found.others[order], schema)
-    for first, second, bits, said in zip(one, other, found.distance[order].tolist(), differ, strict=True):
-        same = "yes" if first[2] == second[2] else "no"
-        table.writerow([*map(inert, (*first, *second)), bits, same, inert(said)])
-    write_whole(path, out.getvalue().encode("utf-8"))
+    rows = (
+        (*first, *second, bits, "yes" if first[2] == second[2] else "no", said)
+        for first, second, bits, said in zip(one, other, found.distance[order].tolist(), differ, strict=True)
+    )
+    write_whole(path, csv_of(HEADER, rows))
 
 
 def _named(index: pa.Table, rows: np.ndarray) -> Iterator[tuple[str, str, str]]:

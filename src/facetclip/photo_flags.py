@@ -1,8 +1,6 @@
 """Photos that a person should look at whatever the table says: blank, blurred, the same for two products, or unlike the
 other photos of their own product."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from facetclip.files import write_whole
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
 from facetclip.near_duplicates import find_duplicates
-from facetclip.spreadsheets import inert
+from facetclip.spreadsheets import csv_of
 from facetclip.squares import square_planes
 
 SIDE = 128  # pixels at which photos are looked at
@@ -112,9 +110,5 @@ def _odd(index: ShardIndex, features: np.ndarray) -> Iterator[PhotoFlag]:
 
 def write_flags(flags: Iterable[PhotoFlag], path: Path) -> None:
     """The flags as CSV."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["item_id", "product_id", "flag", "detail"])
-    for flag in flags:
-        table.writerow(list(map(inert, (flag.item_id, flag.product_id, flag.flag, flag.detail))))
-    write_whole(path, out.getvalue().encode("utf-8"))
+    names = ("item_id", "product_id", "flag", "detail")
+    write_whole(path, csv_of(names, ([getattr(flag, name) for name in names] for flag in flags)))

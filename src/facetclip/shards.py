@@ -4,8 +4,6 @@ Each shard is a fixed slice of catalog rows, decided up front, so shards are pac
 same bytes, and a build that was interrupted continues with the shards that are missing.
 """
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +27,7 @@ from facetclip.portions import WHOLE, Portion
 from facetclip.schema import Schema
 from facetclip.slices import Build, ShardSpec, plan_build
 from facetclip.splits import SPLITS
-from facetclip.spreadsheets import inert
+from facetclip.spreadsheets import csv_of
 from facetclip.store import Shard
 from facetclip.tars import Part, first_changed, intact, pack, packed, read_part
 from facetclip.updates import QUARANTINE, updating
@@ -204,18 +202,15 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
 
     An update that is refused leaves that of the finished folder alone, by which the next one knows what was bad before.
     """
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["row", "item", "image", "code", "message"])
     bad = [entry for part in parts for entry in part.bad]
+    rows = []
     for place, code, message in bad:
         image = build.rows.images[place].as_py()
         shown = image if isinstance(image, str) else ""
-        cells = [build.rows.items[place].as_py(), shown, code, message]
-        table.writerow([catalog.row_number(place), *map(inert, cells)])
+        rows.append([catalog.row_number(place), build.rows.items[place].as_py(), shown, code, message])
     refused = len(bad) > build.most_bad
     path = build.spec.out / (REFUSED if refused and build.kept is not None else QUARANTINE)
-    write_whole(path, out.getvalue().encode("utf-8"))
+    write_whole(path, csv_of(["row", "item", "image", "code", "message"], rows))
     seen = len(bad) + sum(part.rows.num_rows for part in parts)
     if refused:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.schema import Schema
-from facetclip.spreadsheets import inert, live
+from facetclip.spreadsheets import csv_of, live
 
 Reason = Literal["disagrees", "gap", "label"]  # photo and table disagree; the table is silent; worth labelling next
 Verdict = Literal["accept", "reject", "other", "unclear"]
@@ -65,13 +65,11 @@ class Correction:
 def write_suggestions(found: Suggestions, folder: Path) -> None:
     """Write both files into `folder`, the table first."""
     names = [field.name for field in fields(Suggestion)]
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(names)
+    rows = []
     for cell in found.cells:
         row = asdict(cell) | {"probability": _number(cell.probability)}
         row["listed_probability"] = "" if cell.listed_probability is None else _number(cell.listed_probability)
-        table.writerow([inert(str(row[name])) for name in names])
+        rows.append([str(row[name]) for name in names])
     about = {
         "format": FORMAT,
         "title": found.title,
@@ -81,7 +79,7 @@ def write_suggestions(found: Suggestions, folder: Path) -> None:
         "cells": len(found.cells),
         "facts": found.facts,
     }
-    write_whole(folder / TABLE, out.getvalue().encode("utf-8"))
+    write_whole(folder / TABLE, csv_of(names, rows))
     write_whole(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
 
 
