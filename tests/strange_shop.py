@@ -81,6 +81,19 @@ def build(shop, out="shards", *, schema=SCHEMA, **more):
     return build_shards(read_catalog(str(shop / "catalog.csv")), schema, spec(shop, out, **more))
 
 
+def sharding(shop):
+    """The words of a command that shards it by one attribute."""
+    (shop / "schema.toml").write_text(
+        """columns = {item = "sku", product = "style", image = "photo", title = "name"}
+[attributes.category]
+column = "category"
+values = ["top", "pants"]
+"""
+    )
+    command = ["shard", str(shop / "catalog.csv"), "--schema", str(shop / "schema.toml"), "--workers", "1"]
+    return [*command, "--images", str(shop / "photos"), "--resize", "64", "--out", str(shop / "shards")]
+
+
 def contents(folder):
     """Every file under a folder, by its relative path, but for the times of the photos that it was made from."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != SOURCES)

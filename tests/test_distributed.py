@@ -60,7 +60,7 @@ def gradients(folder: Path, case: str, name: str) -> dict[str, torch.Tensor]:
     trainer = Trainer(run, make_accelerator())
     found = {}
     for portion in (trainer.feed.portion(trainer.inputs, planned) for planned in batches(case, trainer)):
-        trainer.forward_backward(portion)
+        trainer.gradients.of(portion)
         for name, weight in trainer.reader.named_parameters():
             if weight.grad is not None:
                 found[f"{portion.step} {name}"] = weight.grad.clone()

@@ -188,7 +188,7 @@ def test_every_weight_that_trains_gets_a_gradient(
     trainer = Trainer(run, make_accelerator())
     (planned,) = trainer.feed.planned(0, 1)
     trainer.reader.train()
-    trainer.forward_backward(trainer.feed.portion(trainer.inputs, planned))
+    trainer.gradients.of(trainer.feed.portion(trainer.inputs, planned))
     unused = [
         name for name, weight in trainer.reader.named_parameters() if weight.requires_grad and weight.grad is None
     ]
@@ -223,7 +223,7 @@ def test_cached_features_give_the_gradient_of_the_photos(shop: Path, tmp_path: P
         assert isinstance(trainer.inputs, FeatureReader) is cache
         (planned,) = trainer.feed.planned(0, 1)
         trainer.reader.train()
-        trainer.forward_backward(trainer.feed.portion(trainer.inputs, planned))
+        trainer.gradients.of(trainer.feed.portion(trainer.inputs, planned))
         gradients.append({n: w.grad for n, w in trainer.reader.named_parameters() if w.grad is not None})
     cached, fresh = gradients
     assert cached

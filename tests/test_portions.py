@@ -8,7 +8,7 @@ import time
 from itertools import permutations
 
 import pytest
-from strange_shop import ROWS, SCHEMA, build, contents, make_shop, spec
+from strange_shop import ROWS, SCHEMA, build, contents, make_shop, sharding, spec
 
 from facetclip import faults, shards
 from facetclip.catalog import read_catalog
@@ -216,15 +216,7 @@ def test_a_portion_that_is_packed_leaves_the_last_step_to_whoever_is_at_it(shop)
 
 
 def test_the_command_takes_its_part_from_the_option_or_the_launcher(shop, monkeypatch, capsys, whole):
-    (shop / "schema.toml").write_text(
-        """columns = {item = "sku", product = "style", image = "photo", title = "name"}
-[attributes.category]
-column = "category"
-values = ["top", "pants"]
-"""
-    )
-    command = ["shard", str(shop / "catalog.csv"), "--schema", str(shop / "schema.toml"), "--workers", "1"]
-    command += ["--images", str(shop / "photos"), "--resize", "64", "--out", str(shop / "shards")]
+    command = sharding(shop)
     assert main([*command, "--part", "1/2"]) == 0
     assert "part 1/2 is packed" in capsys.readouterr().out
     monkeypatch.setenv("RANK", "0")

@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 import pyarrow as pa
 import pytest
-from strange_shop import ROWS, SCHEMA, build, contents, make_shop, photo, spec, write_photo
+from strange_shop import ROWS, SCHEMA, build, contents, make_shop, photo, sharding, spec, write_photo
 
 from facetclip import faults, shards, updates
 from facetclip.catalog import Catalog, read_catalog
@@ -485,15 +485,7 @@ def test_embedded_images_are_told_apart_by_their_bytes(tmp_path):
 
 def test_the_command_says_what_it_did(tmp_path, capsys):
     shop = make_shop(tmp_path)
-    (shop / "schema.toml").write_text(
-        """columns = {item = "sku", product = "style", image = "photo", title = "name"}
-[attributes.category]
-column = "category"
-values = ["top", "pants"]
-"""
-    )
-    command = ["shard", str(shop / "catalog.csv"), "--schema", str(shop / "schema.toml"), "--workers", "1"]
-    command += ["--images", str(shop / "photos"), "--resize", "64", "--out", str(shop / "shards")]
+    command = sharding(shop)
     assert main(command) == 0
     write(shop, table(shop)[1:])
     added(shop, [40, 41])

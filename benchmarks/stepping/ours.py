@@ -175,7 +175,7 @@ class Ours:
         """One forward and backward pass."""
         trainer = self.trainer
         trainer.model.train()
-        trainer.forward_backward(trainer.feed.portion(trainer.inputs, next(trainer.feed.planned(0, 1))))
+        trainer.gradients.of(trainer.feed.portion(trainer.inputs, next(trainer.feed.planned(0, 1))))
         trainer.engine.update(usable=False)
 
     @property
@@ -188,7 +188,7 @@ class Ours:
         trainer = self.trainer
         trainer.model.train()
         portion = trainer.feed.portion(trainer.inputs, next(trainer.feed.planned(0, 1)))
-        trainer.forward_backward(portion)
+        trainer.gradients.of(portion)
         ours = {
             name.removeprefix("clip."): weight.grad.detach().float().cpu().clone()
             for name, weight in trainer.reader.named_parameters()

@@ -8,6 +8,7 @@ numbers of one call share their draws, so differences between them are paired.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -109,11 +110,16 @@ def draws(models: Sequence[Mapping[str, Tally]]) -> list[dict[str, Draws]]:
     if not every:
         return [{} for _ in models]
     weights = _weights(len(every[0].sums))
-    totals = _totals(weights, np.concatenate([each.sums for each in every], axis=1))
-    parts = np.split(totals, np.cumsum([each.sums.shape[1] for each in every])[:-1], axis=1)
     upright = np.ascontiguousarray(weights.T, dtype=np.int32) if any(each.ranking for each in every) else weights
-    numbers = iter([_drawn(part, each, upright) for part, each in zip(parts, every, strict=True)])
+    numbers = map(partial(_drawn, weights=upright), _totals_of_each(weights, every), every)
     return [{name: next(numbers) for name in model} for model in models]
+
+
+def _totals_of_each(weights: np.ndarray, tallies: Sequence[Tally]) -> list[np.ndarray]:
+    """`_totals` of every tally, all in one product."""
+    sums = [each.sums for each in tallies]
+    ends = np.cumsum([each.shape[1] for each in sums])
+    return np.split(_totals(weights, np.concatenate(sums, axis=1)), ends[:-1], axis=1)
 
 
 def _drawn(totals: np.ndarray, tally: Tally, weights: np.ndarray) -> Draws:

@@ -30,6 +30,8 @@ from facetclip.trainer import Trainer, TrainResult
 from facetclip.validation import Judgement
 
 REGISTERED = "registered.json"  # which model of the run folder is in the registry, so that none is filed twice
+# What earlier launches made of a run, which a fresh one does without.
+MADE = ("checkpoints", "best", "model", REGISTERED, RECORD, GOODPUT, ATTEMPTS, "progress", STACKS)
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,8 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
 def _train(
     run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: bool, allow: Collection[str]
 ) -> RunOutcome:
-    remove(folder / MARKER)
-    if fresh and accelerator.is_main_process:
-        for name in ("checkpoints", "best", "model", REGISTERED, RECORD, GOODPUT, ATTEMPTS, "progress", STACKS):
-            remove(folder / name)
+    for name in (MARKER, *(MADE if fresh and accelerator.is_main_process else ())):
+        remove(folder / name)
     accelerator.wait_for_everyone()
     trainer = Trainer(run, accelerator)
     if accelerator.is_main_process:

@@ -69,9 +69,7 @@ class LocalShards:
         self.folder = folder
         self.index = folder / INDEX_NAME
         with suppress(OSError):
-            descriptor = os.open(self.index, os.O_RDONLY | os.O_CLOEXEC)
-            weakref.finalize(self, os.close, descriptor)
-            self.index = Path(f"/dev/fd/{descriptor}")  # columns are read late, and an update may take its name
+            self.index = _held(self, os.open(self.index, os.O_RDONLY | os.O_CLOEXEC))
         self._open = _OpenFiles()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -124,9 +122,7 @@ class CachedShards:
         name = f"{hashlib.sha256(f'{url} {stamp}'.encode()).hexdigest()}.parquet"
         if stamp is None:
             self.cache.discard(name)  # nothing says whether it is still the same
-        descriptor = self.cache.hold(Entry(name, size or 0, fill))
-        weakref.finalize(self, os.close, descriptor)
-        self.index = Path(f"/dev/fd/{descriptor}")  # this very file, whatever takes its name
+        self.index = _held(self, self.cache.hold(Entry(name, size or 0, fill)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CachedShards, self._made
@@ -178,6 +174,12 @@ class CachedShards:
         problem = partial(_hash_problem, shard)
         fill = partial(self.remote.download, shard.name, size=shard.bytes, problem=problem, stop=stop)
         return Entry(f"{shard.sha256}.tar", shard.bytes, fill)
+
+
+def _held(store: LocalShards | CachedShards, descriptor: int) -> Path:
+    """This very file, as long as `store` lives: columns are read late, and an update may take its name."""
+    weakref.finalize(store, os.close, descriptor)
+    return Path(f"/dev/fd/{descriptor}")
 
 
 def _check_name(store: LocalShards | CachedShards, shard: Shard) -> None:

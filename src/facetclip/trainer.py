@@ -108,21 +108,13 @@ class Trainer:
         """Photos, or where nothing changes them on their way through the image tower their features."""
         train, validation = training_rows(self.run, self.index), self.index.rows("validation")
         size, fit = self.reader.preprocessing.size, self.reader.preprocessing.fit
-        both, threads, gpu = (
-            np.union1d(train, validation),
-            self.run.loading.threads,
-            self.accelerator.device.type == "cuda",
-        )
-        pixels = PixelReader(self.index, size, fit, cached=both, threads=threads, pinned=gpu)
+        gpu, both = self.accelerator.device.type == "cuda", np.union1d(train, validation)
+        pixels = PixelReader(self.index, size, fit, cached=both, threads=self.run.loading.threads, pinned=gpu)
         if not (self.run.tuning.cache and self.run.tuning.mode in FROZEN_IMAGES):
             return pixels
         every = np.union1d(self.index.rows("train"), validation)  # so that runs on fewer labels share them
         folder = Path(self.run.data.features or self.folder / "features")
         return feature_reader(self.reader, pixels, every, folder, self.accelerator)
-
-    def forward_backward(self, portion: Portion) -> tuple[Tensor, Tensor]:
-        """Gradients of the loss over the global batch; this process's share of it, and how alike its photos look."""
-        return self.gradients.of(portion)
 
     def train_step(self, portion: Portion) -> tuple[Tensor, Tensor, Verdict]:
         """One update; this process's share of the loss, how alike its photos look, and what all agreed on."""
@@ -137,7 +129,7 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        loss, likeness = self.forward_backward(portion)
+        loss, likeness = self.gradients.of(portion)
         if (value := faults.spoiled("train.gradient")) is not None:
             self.engine.gradients[0].fill_(value)
         norm = self.engine.clip(self.run.optimizer.clip_norm)
@@ -200,7 +192,7 @@ class Trainer:
         if self.run.train.micro_batch == "auto":
             self.say(f"train.micro_batch: {self.gradients.fit(portion)} photos at a time")
         if self.engine.rearranges:
-            self.forward_backward(portion)
+            self.gradients.of(portion)
         self.engine.update(usable=False)
 
     def _loop(self) -> None:
