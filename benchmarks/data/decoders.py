@@ -8,16 +8,15 @@ thread, once a round in turn; processor time. Then damaged files: who refuses ho
 import argparse
 import io
 import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.child import Child
 from benchmarks.data.decoding import WAYS
 from benchmarks.data.peers import ROOT, interpreter, versions
 from benchmarks.measuring import environment, interleaved, ratio, write_result
@@ -31,35 +30,10 @@ OPENED_WHOLE = ("opencv half", "pillow draft")  # what they let pass is that of 
 SEED = 7
 
 
-class Way:
-    """The parent's end of `decoding`."""
-
-    def __init__(self, python: Path, who: str, target: int, folder: Path) -> None:
-        path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-        single = {"OMP_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1", "RAYON_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.data.decoding", who, str(target), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path, **single},
-        )
-
-    def ask(self, line: str) -> Any:
-        """The answer to one line; RuntimeError where the process ended."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(f"{line}\n")
-        self._process.stdin.flush()
-        if not (answer := self._process.stdout.readline()):
-            raise RuntimeError(f"{self._process.args} ended")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
+def way(python: Path, who: str, target: int, folder: Path) -> Child:
+    """One of `decoding`."""
+    words, single = (who, str(target), str(folder)), {"VIPS_CONCURRENCY": "1", "RAYON_NUM_THREADS": "1"}
+    return Child(python, "benchmarks.data.decoding", *words, quiet=True, **single)
 
 
 def _garbage(data: bytearray, at: int, draw: random.Random) -> None:
@@ -115,12 +89,12 @@ def damage(photos: Sequence[Path], each: int, out: Path) -> None:
 def measured(python: Path, target: int, folder: Path, rounds: int) -> dict[str, Any]:
     """Images per processor second, how many times Pillow's, and how close to it, of every way."""
     count = len(list(folder.glob("*.jpg")))
-    ways = {name: Way(python, name, target, folder) for name in WAYS}
-    ways[CONTROL] = Way(python, "pillow", target, folder)
-    taken = interleaved({name: lambda way=way: way.ask("go") for name, way in ways.items()}, rounds)
-    close = {name: way.ask("close") for name, way in ways.items() if name != CONTROL}
-    for way in ways.values():
-        way.close()
+    ways = {name: way(python, name, target, folder) for name in WAYS}
+    ways[CONTROL] = way(python, "pillow", target, folder)
+    taken = interleaved({name: child.ask for name, child in ways.items()}, rounds)
+    close = {name: child.ask("close") for name, child in ways.items() if name != CONTROL}
+    for child in ways.values():
+        child.close()
     return {
         "images_per_cpu_second": {name: round(count / statistics.median(took), 1) for name, took in taken.items()},
         "times_as_fast_as_pillow": {name: ratio(taken["pillow"], took) for name, took in taken.items()},
@@ -157,11 +131,11 @@ def main() -> None:
         refusals = {}
         for name in WAYS:
             if name not in OPENED_WHOLE:
-                way = Way(python, name, 128, folders["originals"])
+                child = way(python, name, 128, folders["originals"])
                 refusals[name] = {
-                    kind: round(share, 3) for kind, share in way.ask(f"refused {folders['damaged']}").items()
+                    kind: round(share, 3) for kind, share in child.ask(f"refused {folders['damaged']}").items()
                 }
-                way.close()
+                child.close()
     result |= {"refused": refusals, "damaged_files_of_a_kind": args.damaged}
     result |= {"environment": environment(["pillow", "simplejpeg", "numpy"]), "peers": versions(python, PEERS)}
     write_result(args.out, result)

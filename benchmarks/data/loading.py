@@ -11,7 +11,6 @@ consumer that pauses between them, in the mean as long as a batch takes, now lon
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.child import Child, surroundings
 from benchmarks.data.loaders import BATCH, SIZE, tree
 from benchmarks.data.peers import ROOT, interpreter, versions
 from benchmarks.data.sharding import catalog
@@ -57,46 +57,6 @@ if __name__ == "__main__":
 """
 
 
-class Loader:
-    """A contender, which goes through an epoch whenever it is asked."""
-
-    def __init__(self, python: Path, who: str, folder: Path, workers: int) -> None:
-        self.process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.data.loaders", who, str(folder), str(workers)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=surroundings(),
-        )
-
-    def epoch(self) -> dict[str, float]:
-        """`photos`, and the seconds `cpu` and `wall` that they took."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"{self.process.args} ended with status {self.process.wait()}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """End it and its workers."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def surroundings() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-
-
 def prepare(folder: Path, photos: Path, rows: int, pythons: dict[str, Path]) -> None:
     """The shards, and their photos once more in the formats of two peers."""
     names = sorted(path.name for path in photos.glob("*.jpg"))
@@ -107,22 +67,24 @@ def prepare(folder: Path, photos: Path, rows: int, pythons: dict[str, Path]) -> 
         for who, kind in (("streaming", "mds"), ("datasets", "arrow"))
     ]
     for command in asked:
-        subprocess.run(command, check=True, env=surroundings(), stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command, check=True, env=surroundings(HF_DATASETS_DISABLE_PROGRESS_BARS="1"), stdout=subprocess.DEVNULL
+        )
 
 
-def tried(make: Callable[[str, int], Loader], who: str) -> dict[int, dict[str, float]]:
+def tried(make: Callable[[str, int], Child], who: str) -> dict[int, dict[str, float]]:
     """Workers -> photos per second of processor time and of the clock, in the second epoch."""
     found = {}
     for workers in WORKERS.get(who, PEER_WORKERS):
         loader = make(who, workers)
-        loader.epoch()
-        epoch = loader.epoch()
+        loader.ask()
+        epoch = loader.ask()
         loader.close()
         found[workers] = {f"per_{what}_second": round(epoch["photos"] / epoch[what], 1) for what in ("cpu", "wall")}
     return found
 
 
-def side_by_side(make: Callable[[str, int], Loader], workers: dict[str, int], rounds: int) -> dict[str, Any]:
+def side_by_side(make: Callable[[str, int], Child], workers: dict[str, int], rounds: int) -> dict[str, Any]:
     """All in turn, and open_clip a second time as the control."""
     names = {who: who for who in workers} | {"open_clip again": "open_clip"}
     loaders = {name: make(who, workers[who]) for name, who in names.items()}
@@ -130,7 +92,7 @@ def side_by_side(make: Callable[[str, int], Loader], workers: dict[str, int], ro
 
     def cpu_of(name: str) -> float:
         """Processor seconds for one photo; a peer may repeat some to fill its last batches."""
-        found = loaders[name].epoch()
+        found = loaders[name].ask()
         wall[name].append(found["wall"] / found["photos"])
         return found["cpu"] / found["photos"]
 
@@ -185,19 +147,19 @@ def pss(process: int) -> int:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
 
 
-def peak_megabytes(loader: Loader, epochs: int = 2) -> float:
+def peak_megabytes(loader: Child, epochs: int = 2) -> float:
     """The most that a loader and its workers hold while it goes through epochs."""
     most, done = 0, threading.Event()
 
     def look() -> None:
         nonlocal most
         while not done.wait(0.05):
-            most = max(most, sum(map(pss, tree(loader.process.pid))))
+            most = max(most, sum(map(pss, tree(loader.pid))))
 
     thread = threading.Thread(target=look)
     thread.start()
     for _ in range(epochs):
-        loader.epoch()
+        loader.ask()
     done.set()
     thread.join()
     loader.close()
@@ -220,8 +182,9 @@ def main() -> None:
         folder = Path(scratch)
         prepare(folder, args.photos, args.rows, pythons)
 
-        def make(who: str, workers: int) -> Loader:
-            return Loader(pythons[who], who, folder, workers)
+        def make(who: str, workers: int) -> Child:
+            words = (who, str(folder), str(workers))
+            return Child(pythons[who], "benchmarks.data.loaders", *words, quiet=True)
 
         trials = {who: tried(make, who) for who in pythons}
         best = {

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.child import Child
 from benchmarks.data.peers import ROOT, interpreter, versions
-from benchmarks.data.running import Runner
 from benchmarks.measuring import environment, interleaved, ratio, write_result
 
 RESULT = ROOT / "benchmarks" / "results" / "originals.json"
@@ -44,8 +44,11 @@ def main() -> None:
         tar = Path(scratch) / "originals.tar"
         tar_of(photos, tar)
         pythons = {"open_clip": peer, "webdataset": peer, "datasets": peer, "ours": here, "open_clip again": peer}
-        runners = {name: Runner(python, name.split()[0], tar) for name, python in pythons.items()}
-        taken = interleaved({name: runner.seconds for name, runner in runners.items()}, args.rounds)
+        runners = {
+            name: Child(python, "benchmarks.data.running", name.split()[0], str(tar))
+            for name, python in pythons.items()
+        }
+        taken = interleaved({name: runner.ask for name, runner in runners.items()}, args.rounds)
         for runner in runners.values():
             runner.close()
     result: dict[str, Any] = {

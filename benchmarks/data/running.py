@@ -6,7 +6,6 @@ pass: from the tar to float batches [32, 3, 224, 224] on the CPU.
 
 import importlib
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,36 +14,8 @@ from typing import Any
 
 from benchmarks.data.peers import torchvision_operators
 
-ROOT = Path(__file__).parents[2]
 SIZE, BATCH = 224, 32
 Pass = Callable[[], int]  # one pass over the tar: how many photos came
-
-
-class Runner:
-    """The parent's end."""
-
-    def __init__(self, python: Path, who: str, tar: Path) -> None:
-        path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-        self._process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.data.running", who, str(tar)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
-
-    def seconds(self) -> float:
-        """Of processor time, for one pass."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
 
 
 def ours(tar: Path) -> Pass:

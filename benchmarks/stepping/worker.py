@@ -8,13 +8,13 @@ reference's; `memory` -> the most bytes so far, of the GPU where there is one.
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+from benchmarks.child import Child
 from benchmarks.stepping.shapes import SHAPES, here
 from benchmarks.stepping.spec import Spec
 
@@ -31,36 +31,24 @@ class Worker:
     """The parent's end."""
 
     def __init__(self, python: str, spec: Spec, folder: Path) -> None:
-        paths = [str(here() / "src"), str(here()), os.environ.get("PYTHONPATH", "")]
-        threads = str(spec.threads)
+        paths = os.pathsep.join([str(here() / "src"), str(here()), os.environ.get("PYTHONPATH", "")])
+        more = {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(spec.threads)}
         self.spec = spec
-        self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.stepping.worker", str(folder), spec.to_json()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads},
-        )
+        self._child = Child(python, "benchmarks.stepping.worker", str(folder), spec.to_json(), **more)
         self._facts: dict[str, Any] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """What it says of itself when it is ready."""
-        self._facts = self._facts or self._answer()
+        self._facts = self._facts or self._checked(self._child.hear())
         return self._facts
 
     def ask(self, order: str) -> dict[str, Any]:
         """The answer to one order; RuntimeError with the worker's own words where it failed."""
         assert self.facts
-        assert self._process.stdin
-        self._process.stdin.write(f"{order}\n")
-        self._process.stdin.flush()
-        return self._answer()
+        return self._checked(self._child.ask(order))
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout
-        line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with {self._process.wait()}"}
+    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
         if "error" in answer:
             self.close()
             raise RuntimeError(f"{self.spec.who}: {answer['error']}")
@@ -68,8 +56,7 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        self._child.close()
 
 
 def contender(spec: Spec, folder: Path) -> Any:
