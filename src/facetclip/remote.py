@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
 
-import aiohttp
 from fsspec.core import url_to_fs
 
 from facetclip import faults
@@ -260,6 +259,8 @@ class RemoteFolder:
         """The file system and the path in it; each process and thread has its own connections."""
         options: dict[str, Any] = {}
         if self._web:
+            import aiohttp  # a third of a second, which a folder of this machine does not need
+
             patience = aiohttp.ClientTimeout(total=None, sock_connect=STILL, sock_read=STILL)
             options = {"client_kwargs": {"timeout": patience}}
         try:
