@@ -28,7 +28,7 @@ from facetclip.catalog import Catalog, listed_text
 from facetclip.errors import UserError
 from facetclip.images import BadImage, verdict
 from facetclip.model import ModelCard
-from facetclip.outputs import Output, open_output
+from facetclip.outputs import Output, clear, open_output
 from facetclip.remote import Absent
 from facetclip.schema import Attribute
 from facetclip.scores import BATCH, Scores, not_applicable, reader_digest, reader_for, score_rows
@@ -42,7 +42,6 @@ PART_SIZE = 4096
 READERS = 8  # files of the output read at a time
 FOOT = 64 << 10  # bytes at a part's end in which, nearly always, it says what it answers
 PART = re.compile(r"part-\d{6,}\.parquet")
-LEFT = re.compile(r"\.?(part-\d{6,}\.parquet|manifest\.json|quarantine\.csv)\.[0-9a-f]{8}\.tmp")  # by killed processes
 LONGEST_WAIT = timedelta(days=1)  # of one process for the others' parts; a launcher ends all when one dies
 COLUMNS = pa.schema(
     [
@@ -281,8 +280,7 @@ def _complete(job: _Job, model: str, card: ModelCard, reused: int) -> Extraction
     """Check that every item is there once, then write quarantine.csv and, last, the manifest."""
     with ThreadPoolExecutor(READERS, thread_name_prefix="look") as pool:
         parts = list(pool.map(partial(_present, job), range(job.count)))
-    for left in filter(LEFT.fullmatch, job.out.names()):
-        job.out.remove(left)
+    clear(job.out, "|".join((PART.pattern, re.escape(MANIFEST), re.escape(QUARANTINE))))
     bad = [entry for part in parts for entry in part.bad]
     if job.items.catalog is not None:
         _quarantine(job, job.items.catalog, bad)

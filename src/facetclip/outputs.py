@@ -4,6 +4,7 @@ Both keep the same promise: a file is whole or absent. So whoever writes the fil
 killed at any time.
 """
 
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -99,6 +100,13 @@ def open_output(place: Path | str) -> Output:
     folder = RemoteFolder(text)
     folder.require_writable()
     return folder
+
+
+def clear(output: Output, names: str) -> None:
+    """Delete what killed processes left of files whose whole name the regular expression `names` matches."""
+    left = re.compile(rf"\.?({names})\.[0-9a-f]{{8}}\.tmp")
+    for name in filter(left.fullmatch, output.names()):
+        output.remove(name)
 
 
 def parted(place: Path | str) -> tuple[Path | str, str]:

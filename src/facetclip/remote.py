@@ -96,6 +96,7 @@ class RemoteFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """`content` as a file, whole or not at all; one of that name is replaced."""
+        ending = f".{secrets.token_hex(4)}.tmp"
 
         def ask() -> None:
             system, path = self._system(name)
@@ -104,7 +105,7 @@ class RemoteFolder:
                 system.pipe_file(path, content)
                 return
             system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            beside = f"{path}.{secrets.token_hex(4)}.tmp"
+            beside = path + ending
             system.pipe_file(beside, content)
             faults.reach("remote.before_rename")
             if system.exists(path):
