@@ -88,9 +88,9 @@ def measured(index: ShardIndex, truth: dict[str, np.ndarray], reader: AttributeR
         noisy = probabilities(logits["test"][:, part], calibration, multi_valued=False)
         together = products if name in reader.card.by_product else None
         gaps = (labels < 0) & (real >= 0)
-        cut = cutoff(reader.card.cutoffs[name], PRECISION)
         for way, listed in (("ours", labels), ("photos alone", None)):
             shown, sure = shipped_answers(attribute, noisy, calibration, together, listed)
+            cut = cutoff(reader.card.cutoffs[name], PRECISION, sure[gaps])
             given = gaps & (sure >= cut) if cut is not None else np.zeros_like(gaps)
             ours[way][name] = {
                 "gaps": int(gaps.sum()),

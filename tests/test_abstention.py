@@ -13,12 +13,14 @@ from facetclip.abstention import (
     fused,
     of_product,
     of_siblings,
+    shipped_answers,
     true_precision,
     with_word,
     without_noise,
     word_noise,
 )
 from facetclip.calibration import Calibration, probabilities
+from facetclip.metrics import listed_values
 from facetclip.schema import Attribute
 
 SHAPE = Attribute(column="shape", values=("round", "square", "oval"))
@@ -32,11 +34,11 @@ def test_as_many_answers_are_given_as_keep_the_precision(noise: float, target: f
     sure = random.uniform(1 / 3, 1, 4000)
     right = random.random(4000) < sure  # perfectly calibrated
     agrees = np.where(random.random(4000) < noise, random.random(4000) < 1 / 3, right)
-    cut = cutoff(cutoffs(sure, agrees, Calibration(noise=noise), 1 / 3), target)
+    fresh = random.uniform(1 / 3, 1, 100_000)
+    cut = cutoff(cutoffs(sure, agrees, Calibration(noise=noise), 1 / 3), target, fresh)
     if cut is None:  # hardly any are so sure, and a noisy table cannot vouch for a few
         assert target > (0.9 if noise else 0.98)
         return
-    fresh = random.uniform(1 / 3, 1, 100_000)
     held = fresh >= cut
     assert (random.random(100_000) < fresh)[held].mean() >= target - 0.01  # the table's mistakes are not the answers'
     best = 2 * target - 1  # the mean of what lies above it is the target
@@ -47,7 +49,7 @@ def test_where_nothing_is_sure_enough_nothing_is_answered() -> None:
     random = np.random.default_rng(0)
     sure = random.random(500)
     assert cutoffs(sure, random.random(500) < 0.4, Calibration(), 1 / 3) == ()
-    assert cutoff((), 0.8) is None
+    assert cutoff((), 0.8, random.random(500)) is None
     assert cutoffs(np.zeros(0), np.zeros(0, dtype=bool), Calibration(), 0.5) == ()
 
 
@@ -55,6 +57,52 @@ def test_few_rows_promise_nothing_and_more_no_more_than_they_expect() -> None:
     assert cutoffs(np.linspace(0.6, 0.9, 8), np.ones(8, dtype=bool), Calibration(), 0.5) == ()
     few = cutoffs(np.linspace(0.6, 0.9, 30), np.ones(30, dtype=bool), Calibration(), 0.5)
     assert few == (Cutoff(0.8, few[0].threshold),)  # all were right, but the twenty surest expect four of five to be
+
+
+@given(
+    sure=st.lists(st.floats(0, 1), max_size=40).map(np.array),
+    fitted=st.floats(0, 1),
+    wanted=st.floats(0.5, 1),
+)
+def test_the_answers_given_expect_the_precision_of_themselves(sure: np.ndarray, fitted: float, wanted: float) -> None:
+    cut = cutoff([Cutoff(1.0, fitted)], wanted, sure)
+    assert cut is not None
+    assert cut >= fitted
+    held = sure[sure >= cut]
+    assert not len(held) or held.mean() >= wanted - 1e-9
+    deeper = [lower for lower in sure if fitted <= lower < cut]
+    assert all(sure[sure >= lower].mean() < wanted + 1e-9 for lower in deeper)  # no more could be given
+
+
+def test_gaps_that_are_harder_than_what_was_tried_ask_for_more() -> None:
+    random = np.random.default_rng(0)
+    tried = np.where(random.random(4000) < 0.5, random.uniform(0.98, 1, 4000), random.uniform(1 / 3, 1, 4000))
+    fitted = cutoffs(tried, random.random(4000) < tried, Calibration(), 1 / 3)  # half were told by other rows
+    hard = random.uniform(1 / 3, 1, 100_000)  # none is
+    right = random.random(100_000) < hard
+    lax, cut = cutoff(fitted, 0.95, tried), cutoff(fitted, 0.95, hard)
+    assert lax is not None
+    assert cut is not None
+    assert right[hard >= lax].mean() < 0.93
+    assert right[hard >= cut].mean() == pytest.approx(0.95, abs=0.005)
+
+
+def test_what_a_cell_lists_itself_has_no_say_in_its_answer() -> None:
+    random = np.random.default_rng(0)
+    products, read = np.repeat(np.arange(40), 3), random.dirichlet(np.ones(3), 120)
+    labels = np.where(random.random(120) < 0.3, -1, products % 3)
+    noise = word_noise(SHAPE, labels, products)
+    _, sure = shipped_answers(SHAPE, read, Calibration(), products, labels)
+    for place in range(120):
+        emptied = labels.copy()
+        emptied[place] = -1
+        gap = with_word(
+            fused(read, products, multi_valued=False),
+            listed_values(SHAPE, of_siblings(emptied, products)),
+            noise,
+            multi_valued=False,
+        )
+        assert gap[place].max() == pytest.approx(sure[place])
 
 
 def test_certainty_that_the_table_contradicts_is_not_believed() -> None:
@@ -103,9 +151,9 @@ def test_the_word_of_a_products_other_rows_is_worth_what_the_table_shows() -> No
     products = np.repeat(np.arange(2000), 2)
     slipped = np.where(random.random(4000) < 0.1, random.integers(0, 3, 4000), products % 3)
     noise = word_noise(SHAPE, np.where(random.random(4000) < 0.3, -1, slipped), products)
-    assert noise == pytest.approx(1 - 0.9**2, abs=0.03)  # of two cells, either may be the wrong one
+    assert noise == pytest.approx(0.1, abs=0.015)  # though of two cells either may be the wrong one
     assert word_noise(SHAPE, products % 3, products) < 0.001
-    assert word_noise(SHAPE, np.arange(3), np.arange(3)) == pytest.approx(0.75)  # nobody has tried it
+    assert word_noise(SHAPE, np.arange(3), np.arange(3)) == pytest.approx(0.5)  # nobody has tried it
     assert word_noise(SHAPE, np.full(3, -1), np.arange(3)) == 1.0
     read = np.array([[0.2, 0.5, 0.3]])
     assert with_word(read, np.array([[True, False, False]]), 1.0, multi_valued=False) == pytest.approx(read)
@@ -116,13 +164,14 @@ def test_the_word_of_a_products_other_rows_is_worth_what_the_table_shows() -> No
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 3)), max_size=30))
-def test_siblings_speak_where_all_of_them_say_the_same(cells: list[tuple[int, int]]) -> None:
+def test_siblings_speak_where_all_the_others_say_the_same(cells: list[tuple[int, int]]) -> None:
     products, labels = (
         np.array(column, dtype=np.int64) for column in (zip(*cells, strict=True) if cells else ((), ()))
     )
     found = of_siblings(labels, products)
-    for product, label in zip(products, found, strict=True):
-        said = {other for mine, other in cells if mine == product and other >= 0}
+    for place, label in enumerate(found):
+        others = (cell for at, cell in enumerate(cells) if at != place)
+        said = {other for mine, other in others if mine == products[place] and other >= 0}
         assert label == (said.pop() if len(said) == 1 else -1)
 
 

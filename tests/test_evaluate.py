@@ -8,19 +8,20 @@ import pytest
 from small_shop import SCHEMA, make_labels, make_reader, make_shards
 
 from facetclip.abstention import Cutoff
+from facetclip.calibration import Calibration
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.evaluate import Beside, Cut, evaluate, evaluate_reader, examiner
-from facetclip.findings import Questions
+from facetclip.findings import Answered, Questions, promises
 from facetclip.index import ShardIndex
 from facetclip.intervals import numbers_of
 from facetclip.metrics import listed_values, measure_attribute, read_values
 from facetclip.mistakes import worst_mistakes
-from facetclip.model import load_model, save_model
+from facetclip.model import ModelCard, load_model, save_model
 from facetclip.registry import file_evaluation, register
 from facetclip.report import EvalReport
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED
-from facetclip.scores import reader_digest, score_rows
+from facetclip.scores import Scores, reader_digest, score_rows
 from facetclip.slicing import columns_of, slices
 from facetclip.spool import RunRecord
 from facetclip.tracking import connector
@@ -190,7 +191,8 @@ def test_promotion_tallies_what_the_report_says(index, start):
 
 def test_the_models_own_cut_offs_are_tried_as_gaps_are_filled(index):
     reader = make_reader()
-    cutoffs = {"category": (Cutoff(0.9, 0.0), Cutoff(0.95, 0.55)), "sleeve": (Cutoff(0.99, 0.0),)}
+    reader.calibration = {"category": Calibration(0.5), "sleeve": Calibration(0.03)}
+    cutoffs = {"category": (Cutoff(0.9, 0.0), Cutoff(0.95, 0.97)), "sleeve": (Cutoff(0.99, 0.0),)}
     reader.card = replace(reader.card, cutoffs=cutoffs, by_product=("category",))
     (report, scores), rows = evaluate_reader(reader, index, "test"), index.rows("test")
     all_given, some = report.model.promises["category"]
@@ -198,12 +200,28 @@ def test_the_models_own_cut_offs_are_tried_as_gaps_are_filled(index):
     assert all_given.kept is not None
     assert all_given.kept.value == report.model.attributes["category"].accuracy  # one photo a product here
     sure = scores.probabilities["category"].max(axis=1)[index.labels["category"][rows] >= 0]
-    assert some.coverage == pytest.approx((sure >= 0.55).mean())
+    assert some.coverage == pytest.approx((sure >= 0.97).mean())
     excluded = scores.predicted()["category"] == 1  # pants, of which no sleeve is told
     known = index.labels["sleeve"][rows] >= 0
     assert [each.precision for each in report.model.promises["sleeve"]] == [0.9, 0.95, 0.99]
     assert report.model.promises["sleeve"][0].coverage == pytest.approx((~excluded)[known].mean())
     assert "colour" not in report.model.promises
+
+
+def test_promises_are_tried_with_what_other_rows_of_a_product_list_and_never_the_cell_itself() -> None:
+    products = np.repeat(np.arange(40), 2)
+    labels = products % 2
+    labels[1:20:2] = UNLABELLED  # the first ten products list one cell, the others two that agree
+    silent = {name: np.full(80, UNLABELLED) for name in ("sleeve", "colour")}
+    even = {name: np.full((80, len(each.values)), 1 / len(each.values)) for name, each in SCHEMA.attributes.items()}
+    scores = Scores(np.arange(80), [str(row) for row in range(80)], SCHEMA, even, {})
+    cutoffs = {"category": (Cutoff(0.9, 0.6), Cutoff(0.95, 0.6))}
+    asked = Questions(SCHEMA, {"category": labels, **silent}, products)
+    for together, share in ((("category",), 60 / 70), ((), 0.0)):
+        card = ModelCard(cutoffs=cutoffs, by_product=together)
+        for promise in promises(asked, Answered("it", "it", card, scores))["category"]:
+            assert promise.coverage == pytest.approx(share)
+            assert (promise.kept.value if promise.kept else None) == (1.0 if share else None)
 
 
 def test_the_worst_mistakes_are_the_surest_wrong_answers_one_a_product(tmp_path, index, start):

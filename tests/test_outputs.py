@@ -221,6 +221,31 @@ def test_scores_that_changed_after_their_manifest_are_not_filled_from(place, mod
         fill(where, source.catalog, source.schema, tmp_path / "filled.csv", FillSpec())
 
 
+@pytest.mark.parametrize("kind", ["folder", "renamed"])
+def test_what_a_killed_fill_left_is_cleared_by_the_next(kind, place, model, tmp_path, monkeypatch) -> None:
+    source, where = make_catalog(tmp_path / "shop"), place(kind)
+    extract(model, source, where, part_size=PART)
+    out = f"{where.removesuffix('/scores')}/filled"
+    others = ["filled.csv.bak.tmp", "more filled.csv.0123abcd.tmp"]
+    for name in others:
+        open_output(out).write(name, b"of somebody else")
+
+    def deadly(at: str) -> None:
+        if at == "remote.before_rename":
+            raise Killed
+
+    if kind == "folder":
+        (tmp_path / "filled" / ".filled.csv.0123abcd.tmp").write_bytes(b"half a fi")
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(faults, "reach", deadly)
+            with pytest.raises(Killed):
+                fill(where, source.catalog, source.schema, f"{out}/filled.csv", FillSpec())
+    assert len(open_output(out).names()) == 3
+    fill(where, source.catalog, source.schema, f"{out}/filled.csv", FillSpec())
+    assert open_output(out).names() == sorted(["filled.csv", *others])
+
+
 def test_places_that_cannot_be_written_to_are_refused_before_anything_is_read() -> None:
     with pytest.raises(UserError, match="nothing can be written over the web"):
         open_output("https://shop.example/scores?token=canary7")

@@ -4,7 +4,8 @@ Answers are ranked by how sure they are, and as many of the surest are given as 
 classification: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", 2010). How often they
 are right is judged by the validation split's cells, a share of which says anything at random: what they disagree in by
 that alone is no fault of the answers. A few hundred cells say it with an error of several points, so the calibrated
-answers must expect as much of themselves.
+answers must expect as much of themselves, on the validation split and again where they are given: there photos may be
+harder, or other rows of a product may say less.
 """
 
 from collections.abc import Sequence
@@ -31,13 +32,28 @@ class Cutoff:
     threshold: float
 
 
-def cutoff(cutoffs: Sequence[Cutoff], precision: float) -> float | None:
-    """How sure an answer must be for `precision`, by the nearest target not below it; None where none is to be given.
+def cutoff(cutoffs: Sequence[Cutoff], precision: float, sure: np.ndarray) -> float | None:
+    """How sure an answer must be for `precision` of those given to be right; `sure` [n]: how sure those to choose from
+    are.
 
-    >>> cutoff([Cutoff(0.9, 0.4), Cutoff(0.95, 0.6)], 0.92), cutoff([Cutoff(0.9, 0.4)], 0.95)
-    (0.6, None)
+    At least what the nearest target not below it asks for, and so sure that the answers given expect as much of
+    themselves in the mean. None where none is to be given.
+
+    >>> fitted, sure = [Cutoff(0.9, 0.4), Cutoff(0.95, 0.6)], np.array([0.99, 0.9, 0.8, 0.5])
+    >>> cutoff(fitted, 0.92, sure[:2]), cutoff(fitted, 0.92, sure), cutoff(fitted[:1], 0.95, sure)
+    (0.9, 0.9, None)
     """
-    return min((each.threshold for each in cutoffs if each.precision >= precision), default=None)
+    fitted = min((each.threshold for each in cutoffs if each.precision >= precision), default=None)
+    ranked = np.sort(sure)[::-1]
+    expected = _deepest(ranked, np.cumsum(ranked) / np.arange(1, len(ranked) + 1), precision)
+    return None if fitted is None else max(fitted, precision if expected is None else expected)
+
+
+def _deepest(ranked: np.ndarray, precision: np.ndarray, wanted: float) -> float | None:
+    """The lowest of `ranked` [n], descending, that can be cut at: the answers down to it have a `precision` [n] of at
+    least `wanted`. A cut-off lets in all that are equally sure."""
+    good = np.flatnonzero((precision >= wanted) & (np.diff(ranked, append=-np.inf) < 0))
+    return float(ranked[good[-1]]) if len(good) else None
 
 
 def without_noise(probabilities: np.ndarray, calibration: Calibration, *, multi_valued: bool) -> np.ndarray:
@@ -80,20 +96,18 @@ def shipped_answers(
     labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`answers` of `probabilities` [n, values] as the gaps of a catalog are filled with them: by what the photo shows,
-    with `products` [n] by all photos of a product together, and with `labels` [n] by what its other rows list, too."""
+    with `products` [n] by all photos of a product together, and with `labels` [n] by what its other rows list, too.
+
+    What a row lists itself never counts, so that labelled rows tell how gaps are answered.
+    """
     multi = attribute.multi_valued
     read = without_noise(probabilities, calibration, multi_valued=multi)
     if products is not None:
         read = fused(read, products, multi_valued=multi)
     if products is not None and labels is not None:
-        listed = listed_values(attribute, told_of(labels, products))
+        listed = listed_values(attribute, of_siblings(labels, products))
         read = with_word(read, listed, word_noise(attribute, labels, products), multi_valued=multi)
     return answers(attribute, read)
-
-
-def told_of(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """What other rows of its product list of each unlabelled row [n]; UNLABELLED where they do not or it is."""
-    return np.where(labels == UNLABELLED, of_siblings(labels, products), UNLABELLED)
 
 
 def of_product(labels: np.ndarray, products: np.ndarray) -> bool:
@@ -113,9 +127,9 @@ def of_product(labels: np.ndarray, products: np.ndarray) -> bool:
 
 
 def word_noise(attribute: Attribute, labels: np.ndarray, products: np.ndarray) -> float:
-    """The share of cells whose product's other cells say anything at random of them, by `labels` [n] themselves.
+    """The share of cells that say anything at random of their product, by `labels` [n] themselves.
 
-    Every pair of a product's cells that differs counts against it, though only one of the two may be wrong.
+    Two cells of a product that both mean it agree; so of a share e, 1 - (1 - e)^2 of the pairs agree by chance alone.
     """
     _, place = np.unique(products, return_inverse=True)
     known = labels >= 0
@@ -126,22 +140,26 @@ def word_noise(attribute: Attribute, labels: np.ndarray, products: np.ndarray) -
     whole = np.bincount(listed, weights=count)
     pairs, same = (whole * (whole - 1)).sum(), (count * (count - 1)).sum()
     differing = (pairs - same + 1) / (pairs + 2)  # as if one pair of two had differed before
-    return float(min(1.0, differing / (1 - chance_of(attribute))))
+    return float(1 - np.sqrt(max(0.0, 1 - differing / (1 - chance_of(attribute)))))
 
 
 def of_siblings(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """What all items of the same product that are labelled list, [n]; UNLABELLED where there are none, or they differ.
+    """What the other items of the same product that are labelled list, [n]; UNLABELLED where none is, or they differ.
 
     >>> of_siblings(np.array([2, -1, 1, 0, -1]), np.array([7, 7, 5, 5, 5])).tolist()
-    [2, 2, -1, -1, -1]
+    [-1, 2, 0, 1, -1]
     """
     _, place = np.unique(products, return_inverse=True)
-    known, wide = labels >= 0, labels.astype(np.int64)
-    least = np.full(place.max(initial=-1) + 1, np.iinfo(np.int64).max)
-    most = np.full(len(least), -1, dtype=np.int64)
-    np.minimum.at(least, place[known], wide[known])
-    np.maximum.at(most, place[known], wide[known])
-    return np.where(least == most, most, UNLABELLED)[place]
+    values, code = np.unique(labels, return_inverse=True)
+    known = (labels >= 0).astype(np.int64)
+
+    def others(counted: np.ndarray) -> np.ndarray:
+        counted = counted * known
+        return np.bincount(place, weights=counted)[place].astype(np.int64) - counted
+
+    several, total, squares = others(known), others(code), others(code**2)
+    same = (several > 0) & (several * squares == total**2)  # by the Cauchy-Schwarz inequality
+    return np.where(same, values[total // np.maximum(several, 1)], UNLABELLED)
 
 
 def with_word(read: np.ndarray, listed: np.ndarray, noise: float, *, multi_valued: bool) -> np.ndarray:
@@ -163,7 +181,7 @@ def with_word(read: np.ndarray, listed: np.ndarray, noise: float, *, multi_value
 def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chance: float) -> tuple[Cutoff, ...]:
     """For each target of TARGETS that can be kept, where to cut.
 
-    `sure` [n] and `right` bool [n]: how probable each answer is by what the photo shows, and whether the table agrees;
+    `sure` [n] and `right` bool [n]: how probable each answer is, and whether the table agrees;
     `chance`: the share of cells that say anything at random and agree all the same.
     """
     order = np.argsort(-sure, kind="stable")
@@ -171,13 +189,8 @@ def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chanc
     seen = true_precision(np.cumsum(right[order]) / given, calibration, chance)
     precision = np.minimum(seen, np.cumsum(sure[order]) / given)
     precision[: FEWEST_ANSWERS - 1] = 0.0
-    precision[:-1][np.diff(sure[order]) == 0] = 0.0  # a cut-off lets in all that are equally sure
-    found = []
-    for target in TARGETS:
-        good = np.flatnonzero(precision >= target)
-        if len(good):
-            found.append(Cutoff(target, float(sure[order[good[-1]]])))
-    return tuple(found)
+    found = [(target, _deepest(sure[order], precision, target)) for target in TARGETS]
+    return tuple(Cutoff(target, threshold) for target, threshold in found if threshold is not None)
 
 
 def true_precision(agreement: np.ndarray | float, calibration: Calibration, chance: float) -> np.ndarray:

@@ -1,15 +1,18 @@
 """`facetclip fill`: the catalog with its gaps filled where photos are sure enough, each cell marked with its source.
 
-The model says how sure an answer must be for a wanted precision (`facetclip.abstention`); where photos are less sure
-the gap stays. What is a matter of the product, not of the photo, is read by all its photos together, and by what its
-other rows list, where these agree. What the table says is never replaced unless that is asked for; then photos alone
-decide.
+The model says how sure an answer must be for a wanted precision (`facetclip.abstention`); where the gaps are harder
+than what it was tried on they ask for more. Where photos are less sure the gap stays. What is a matter of the product,
+not of the photo, is read by all its photos together, and by what its other rows list, where these agree. What the table
+says is never replaced unless that is asked for; then photos alone decide.
 """
 
 import csv
 import hashlib
 import io
 import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,14 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facetclip.abstention import cutoff, shipped_answers, told_of
+from facetclip.abstention import Cutoff, cutoff, of_siblings, shipped_answers
 from facetclip.calibration import Calibration
 from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
 from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
 from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
-from facetclip.outputs import Output, open_output, parted
+from facetclip.outputs import Output, clear, open_output, parted
 from facetclip.remote import Absent
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Attribute, Schema, read_schema
 
@@ -90,9 +93,11 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
     columns = {name: table.table.column(name) for name in table.table.column_names}
     told = {}
     for attribute, means in meaning.attributes.items():
-        cut = cutoff(card.cutoffs.get(attribute, ()), spec.precision)
-        told[attribute], columns = _with(columns, means, labels[attribute], read[attribute], cut, spec.overwrite)
+        cutoffs = card.cutoffs.get(attribute, ())
+        told[attribute], columns = _with(columns, means, labels[attribute], read[attribute], cutoffs, spec)
     target.write(name, _encoded(pa.table(columns), suffix))
+    with suppress(UserError):  # whoever may not list the folder has written, and that is what counts
+        clear(target, re.escape(name))
     return told
 
 
@@ -152,7 +157,7 @@ def _read(
         together = products[rows] if name in card.by_product else None
         listed = labels[name][rows] if together is not None and name in labels else None
         shown, sure = shipped_answers(attribute, read, calibration, together, listed)
-        word = np.full(len(rows), UNLABELLED) if together is None or listed is None else told_of(listed, together)
+        word = np.full(len(rows), UNLABELLED) if together is None or listed is None else of_siblings(listed, together)
         applies = ~mine.column("not_applicable").to_numpy()
         answer = labels_of(attribute, shown)
         found[name] = _placed(len(table), rows, _Read(answer, sure, applies, (word >= 0) & (answer == word)))
@@ -186,14 +191,20 @@ def _placed(items: int, rows: np.ndarray, read: _Read) -> _Read:
 
 
 def _with(
-    columns: dict[str, Any], attribute: Attribute, labels: np.ndarray, read: _Read, cut: float | None, overwrite: bool
+    columns: dict[str, Any],
+    attribute: Attribute,
+    labels: np.ndarray,
+    read: _Read,
+    cutoffs: Sequence[Cutoff],
+    spec: FillSpec,
 ) -> tuple[Filled, dict[str, Any]]:
     """The columns with one attribute filled and marked, and the count of what was done."""
     silent = (labels < 0) & (labels != NOT_APPLICABLE) & read.applies
-    enough = np.zeros(len(labels), dtype=bool) if cut is None else read.sure >= cut
     listed = listed_values(attribute, labels).any(axis=1)
-    replaced = listed & enough & read.applies & (read.label != labels) & overwrite
-    filled = silent & enough
+    contradicted = listed & read.applies & (read.label != labels) & spec.overwrite
+    cut = cutoff(cutoffs, spec.precision, read.sure[silent | contradicted])
+    enough = np.zeros(len(labels), dtype=bool) if cut is None else read.sure >= cut
+    filled, replaced = silent & enough, contradicted & enough
     new = filled | replaced
     cells = columns[attribute.column].to_pylist()
     words = listed_text(attribute, read.label)

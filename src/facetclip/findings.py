@@ -132,7 +132,7 @@ def _more(ours: Mapping[str, Draws], theirs: Mapping[str, Draws], matched: np.nd
 def promises(asked: Questions, answered: Answered) -> dict[str, tuple[Promise, ...]]:
     """Attribute -> what the model's own cut-offs keep, where it has some and the attribute is labelled.
 
-    Answers are fused and given as the gaps of a catalog are filled; an item that is ruled out gets none.
+    Each labelled cell is answered as `fill` would were it a gap; an item that is ruled out gets none.
     """
     excluded, found = ruled_out(answered.scores), {}
     for name, attribute in asked.schema.attributes.items():
@@ -142,12 +142,13 @@ def promises(asked: Questions, answered: Answered) -> dict[str, tuple[Promise, .
             continue
         calibration = answered.card.calibration.get(name, Calibration())
         together = asked.products if name in answered.card.by_product else None
-        shown, sure = shipped_answers(attribute, answered.scores.probabilities[name], calibration, together)
+        read = answered.scores.probabilities[name]
+        shown, sure = shipped_answers(attribute, read, calibration, together, asked.labels[name])
         right, open_to = (shown == listed).all(axis=1), known & ~excluded.get(name, np.zeros_like(known))
         found[name] = tuple(
             _promise(target, threshold, open_to & (sure >= threshold), right, asked.products, int(known.sum()))
             for target in TARGETS.values()
-            if (threshold := cutoff(answered.card.cutoffs[name], target)) is not None
+            if (threshold := cutoff(answered.card.cutoffs[name], target, sure[open_to])) is not None
         )
     return found
 

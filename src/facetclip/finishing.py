@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facetclip.abstention import Cutoff, answers, chance_of, cutoffs, fused, of_product
+from facetclip.abstention import Cutoff, chance_of, cutoffs, of_product, shipped_answers
 from facetclip.batches import Inputs
-from facetclip.calibration import Calibration, probabilities
+from facetclip.calibration import probabilities
 from facetclip.files import replace_folder
 from facetclip.index import ShardIndex
 from facetclip.metrics import listed_values
@@ -78,19 +78,20 @@ def cutoffs_of(
     logits: np.ndarray, index: ShardIndex, rows: np.ndarray, judgement: Judgement, together: tuple[str, ...]
 ) -> dict[str, tuple[Cutoff, ...]]:
     """Attribute -> where to cut its answers, from `logits` [n, values of all attributes] of `rows`; attributes named in
-    `together` are answered by all photos of a product."""
-    found = {}
+    `together` are answered by all photos of a product and what its other rows list.
+
+    Each labelled cell is answered as if it were a gap.
+    """
+    found, products = {}, index.products[rows]
     attributes = index.schema.attributes
     parts = spans([len(attribute.values) for attribute in attributes.values()])
     for part, (name, attribute) in zip(parts, attributes.items(), strict=True):
         if name not in judgement.calibration:
             continue
-        calibration, multi = judgement.calibration[name], attribute.multi_valued
-        read = probabilities(logits[:, part], Calibration(calibration.temperature), multi_valued=multi)
-        if name in together:
-            read = fused(read, index.products[rows], multi_valued=multi)
-        shown, sure = answers(attribute, read)
-        listed = listed_values(attribute, index.labels[name][rows])
+        calibration, labels = judgement.calibration[name], index.labels[name][rows]
+        read = probabilities(logits[:, part], calibration, multi_valued=attribute.multi_valued)
+        shown, sure = shipped_answers(attribute, read, calibration, products if name in together else None, labels)
+        listed = listed_values(attribute, labels)
         known = listed.any(axis=1)
         right = (shown == listed).all(axis=1)
         found[name] = cutoffs(sure[known], right[known], calibration, chance_of(attribute))
