@@ -1,9 +1,11 @@
 """Shards from elsewhere in the order of a plan: each read once, brought before it is read, in little room."""
 
 import json
+import multiprocessing
 import os
 import threading
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +114,9 @@ def test_a_cache_too_small_for_the_plan_is_refused_with_the_window_that_fits(sho
     check_run(make_run(shop.parent), open_index(url, CacheSpec(tmp_path / "third")), 1)
 
 
-def read_share(folder: Path, url: str, limit: int, window: int | None) -> None:
-    """One rank of two reads its share of an epoch as the trainer does, with two threads, and says what it read."""
+def read_share(folder: Path, url: str, limit: int, window: int | None, met: Barrier) -> None:
+    """One rank of two reads its share of an epoch as the trainer does, with two threads and a gradient to share after
+    each step, and says what it read."""
     rank = int(os.environ["RANK"])
     index = open_index(url, CacheSpec(folder / "cache", limit))
     read: list[int] = []
@@ -130,7 +133,10 @@ def read_share(folder: Path, url: str, limit: int, window: int | None) -> None:
     feed = feed_of(folder, index, rank, 2, window=window)
     pixels = PixelReader(index, 32, "pad", threads=2)
     planned = pixels.coming(feed.planned(0, feed.steps_per_epoch), feed.rows_of)
-    steps = [portion.batch.rows.tolist() for portion in ahead(lambda one: feed.portion(pixels, one), planned)]
+    steps = []
+    for portion in ahead(lambda one: feed.portion(pixels, one), planned):
+        steps.append(portion.batch.rows.tolist())
+        met.wait(60)
     (folder / f"read {rank}.json").write_text(json.dumps({"read": sorted(read), "steps": steps}))
 
 
@@ -142,7 +148,8 @@ def test_an_epoch_over_cut_connections_reads_exactly_the_plan(shop, tmp_path, wi
         index = open_index(server.url, CacheSpec(tmp_path / "first"))
         limit = limit_of(index, 40 if window is None else 2 * window + 1)
         server.cuts = 3
-        ended = launch_fleet(tmp_path, 2, lambda: read_share(tmp_path, server.url, limit, window))
+        met = multiprocessing.get_context("fork").Barrier(2)
+        ended = launch_fleet(tmp_path, 2, lambda: read_share(tmp_path, server.url, limit, window, met))
         assert ended.codes == [0, 0], ended.errors
         assert server.cuts == 0
         told = [json.loads((tmp_path / f"read {rank}.json").read_text()) for rank in range(2)]

@@ -27,7 +27,7 @@ Epoch = Callable[[], Iterable[Any]]  # batches, each a tensor of photos or a tup
 
 
 def ours(folder: Path, workers: int) -> Epoch:
-    """What the trainer does: photos by offset, squares by threads, read ahead, augmented as one batch."""
+    """What the trainer does: photos by offset, crops made square by threads, read ahead, augmented as one batch."""
     batches, index = (importlib.import_module(f"facetclip.{name}") for name in ("batches", "index"))
     augmentation, config = (importlib.import_module(f"facetclip.{name}") for name in ("augmentation", "config"))
     np, torch = importlib.import_module("numpy"), importlib.import_module("torch")
@@ -37,7 +37,8 @@ def ours(folder: Path, workers: int) -> Epoch:
     random = np.random.default_rng(0)
 
     def prepared(rows: Any) -> tuple[Any, Any]:
-        return reader.batch(rows), torch.from_numpy(batches.uniforms(0, rows, augmentation.DRAWS))
+        draws = batches.uniforms(0, rows, augmentation.DRAWS)
+        return reader.batch(rows, augmentation.crops(draws, spec)), torch.from_numpy(draws)
 
     def epoch() -> Iterator[Any]:
         order = random.permutation(len(shards))

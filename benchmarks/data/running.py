@@ -19,9 +19,9 @@ Pass = Callable[[], int]  # one pass over the tar: how many photos came
 
 
 def ours(tar: Path) -> Pass:
-    """What the trainer does: photos by offset, squares by threads, augmented and normalised as one batch."""
-    names = ("batches", "squares", "augmentation", "config")
-    batches, squares, augmentation, config = (importlib.import_module(f"facetclip.{name}") for name in names)
+    """What the trainer does: photos by offset, crops made square, augmented and normalised as one batch."""
+    names = ("batches", "images", "squares", "augmentation", "config")
+    batches, images, squares, augmentation, config = (importlib.import_module(f"facetclip.{name}") for name in names)
     np, torch = importlib.import_module("numpy"), importlib.import_module("torch")
     tarfile = importlib.import_module("tarfile")
     with tarfile.open(tar) as members:
@@ -36,11 +36,12 @@ def ours(tar: Path) -> Pass:
             for start in range(0, len(places), BATCH):
                 photos = [os.pread(file.fileno(), length, offset) for offset, length in places[start : start + BATCH]]
                 pixels = np.empty((len(photos), SIZE, SIZE, 3), dtype=np.uint8)
-                for at, photo in enumerate(photos):
-                    pixels[at] = squares.square_planes(photo, SIZE, "crop").transpose(1, 2, 0)
+                draws = batches.uniforms(0, np.arange(start, start + len(photos)), augmentation.DRAWS)
+                for at, (photo, crop) in enumerate(zip(photos, augmentation.crops(draws, spec).tolist(), strict=True)):
+                    decoded = images.read_pixels(photo, at_least=SIZE)
+                    pixels[at] = squares.cropped_square(decoded, SIZE, "crop", crop).transpose(1, 2, 0)
                 planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-                draws = torch.from_numpy(batches.uniforms(0, np.arange(start, start + len(photos)), 5))
-                done += len(augmentation.augment(planes, draws, spec, mean, deviation))
+                done += len(augmentation.augment(planes, torch.from_numpy(draws), spec, mean, deviation))
         return done
 
     return once

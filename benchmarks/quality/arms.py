@@ -107,8 +107,8 @@ def model_of(run: RunConfig, kind: type[Trainer], setting: Setting) -> tuple[Att
 def photos_of(setting: Setting, reader: AttributeReader, *splits: str) -> PixelReader:
     """The photos of the catalog as the model takes them; those of `splits` are decoded once."""
     index = setting.material.index
-    cached = np.sort(np.concatenate([index.rows(split) for split in splits]))
-    return PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit, cached=cached)
+    often = sum(len(index.rows(split)) for split in splits)
+    return PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit, often=often)
 
 
 def read(setting: Setting, logits: np.ndarray, calibration: Mapping[str, Calibration]) -> Reading:
@@ -187,7 +187,7 @@ def trees_on_pixels(setting: Setting) -> Reading:
     """No CLIP: extra trees on small pictures."""
     index = setting.material.index
     rows = np.arange(len(index.item_ids))
-    return trees_of_each(PixelReader(index, 32, "pad", cached=rows).pixels(rows).numpy(), index)
+    return trees_of_each(PixelReader(index, 32, "pad").pixels(rows).numpy(), index)
 
 
 @torch.no_grad()

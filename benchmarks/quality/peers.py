@@ -14,7 +14,7 @@ import torch
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 
-from facetclip.augmentation import augment
+from facetclip.augmentation import augment, crops
 from facetclip.averaging import MovingAverage
 from facetclip.batches import PixelReader, ahead, uniforms
 from facetclip.calibration import fit_calibration, probabilities
@@ -79,14 +79,18 @@ def infonce(
     validation, best, logits = index.rows("validation"), Judgement(math.inf, {}, {}), np.zeros(0)
     known = index.label_matrix(validation)
     batches = [order[start : start + recipe.batch] for start in range(0, recipe.steps * recipe.batch, recipe.batch)]
-    for step, batch in enumerate(ahead(pixels.batch, batches)):
+    drawn = [
+        (rows, uniforms(recipe.seed, step * np.int64(recipe.batch) + np.arange(len(rows)), 5))
+        for step, rows in enumerate(batches)
+    ]
+    spec = recipe.augmentation
+    prepared = ahead(lambda each: (pixels.batch(each[0], crops(each[1], spec)), torch.from_numpy(each[1])), drawn)
+    for step, (batch, draws) in enumerate(prepared):
         reader.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
                 step, peak=recipe.rate, final=0.0, warmup=recipe.steps // 10, steps=recipe.steps
             )
-        draws = uniforms(recipe.seed, step * np.int64(recipe.batch) + np.arange(len(batch.rows)), 5)
-        spec, draws = recipe.augmentation, torch.from_numpy(draws)
         photos = reader.embed_images(augment(batch.inputs, draws, spec, reader.mean, reader.std))
         texts = reader.embed_texts(reader.tokenise(captions_of(index, batch.rows, "values", reader.schema)))
         optimizer.zero_grad()

@@ -63,7 +63,7 @@ class Resident:
     def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
         return iter(portions)
 
-    def batch(self, rows: np.ndarray) -> Batch:
+    def batch(self, rows: np.ndarray, crops: np.ndarray | None = None) -> Batch:
         self.turn += 1
         pixels = self.batches[self.turn % len(self.batches)][: len(rows)]
         return Batch(rows, pixels, torch.from_numpy(self.index.label_matrix(rows)))
@@ -271,7 +271,7 @@ def _fused(trainer: Trainer) -> None:
 
 def _kept_photos(trainer: Trainer) -> None:
     reader: Any = trainer.inputs
-    reader._cached = np.zeros(0, dtype=np.int64)
+    reader._room = 0
 
 
 # What can be taken out of the step -> how.

@@ -1,45 +1,40 @@
 """What may change in a training photo without changing any attribute: its place, its side, a little of its light.
 
 A crop keeps most of each edge, a flip keeps everything, light changes all channels by one factor: hue never changes,
-so colours stay what the table says. Nothing is drawn here; the numbers come from `batches.uniforms`.
+so colours stay what the table says. Crops are taken as a photo is made square (`squares.cropped_square`), which resizes
+it once; the rest happens on the device. Nothing is drawn here; the numbers come from `batches.uniforms`.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from facetclip.config import Augmentation
 
 DRAWS = 5  # random numbers that augment one photo
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What happens to each of n photos: the square of whole pixels that is kept, whether it is mirrored, and the
-    factor on its light; all [n]."""
+def crops(draws: np.ndarray, spec: Augmentation) -> np.ndarray:
+    """What of each photo is kept, from `draws` [n, DRAWS] in [0, 1): [n, 3], the share of each edge, `smallest_crop` at
+    least, and how far from the left and from the top it lies, as a share of what is left over.
 
-    left: Tensor
-    top: Tensor
-    side: Tensor
-    mirrored: Tensor
-    light: Tensor
-
-
-def changes(draws: Tensor, size: int, spec: Augmentation) -> Changes:
-    """What `draws` [n, DRAWS] in [0, 1) make of photos of `size` pixels: at least `smallest_crop` of each edge is kept.
-
-    >>> changes(torch.zeros(1, 5), 100, Augmentation(smallest_crop=0.8)).side.tolist()
-    [100]
+    >>> crops(np.array([[0.5, 0.9, 0.25, 0.75, 0.0]]), Augmentation(smallest_crop=0.8)).tolist()
+    [[0.9, 0.25, 0.75]]
     """
-    least = max(1, math.ceil(spec.smallest_crop * size - 1e-6))
-    side = size - (draws[:, 0] * (size - least + 1)).long()
-    left, top = ((draws[:, column] * (size - side + 1)).long() for column in (2, 3))
-    mirrored = (draws[:, 1] < 0.5) & spec.flip
-    return Changes(left, top, side, mirrored, 1 + spec.brightness * (2 * draws[:, 4] - 1))
+    share = 1 - draws[:, 0] * (1 - spec.smallest_crop)
+    return np.stack([share, draws[:, 2], draws[:, 3]], axis=1)
+
+
+def mirrored(draws: Tensor, spec: Augmentation) -> Tensor:
+    """Which photos are mirrored, bool [n]."""
+    return (draws[:, 1] < 0.5) & spec.flip
+
+
+def light(draws: Tensor, spec: Augmentation) -> Tensor:
+    """The factor on each photo's light, float [n]."""
+    return 1 + spec.brightness * (2 * draws[:, 4] - 1)
 
 
 @dataclass(frozen=True)
@@ -52,45 +47,35 @@ class Levels:
     white: Tensor
 
 
-def levels(light: Tensor, mean: Tensor, std: Tensor) -> Levels:
+def levels(lights: Tensor, mean: Tensor, std: Tensor) -> Levels:
     """Light [n] and the tower's mean and deviation [1, 3, 1, 1] in one: nothing gets lighter than white."""
     mean, std = mean.float(), std.float()
-    return Levels(light[:, None, None, None] / (255 * std), -mean / std, (1 - mean) / std)
+    return Levels(lights[:, None, None, None] / (255 * std), -mean / std, (1 - mean) / std)
 
 
 def augment(pixels: Tensor, draws: Tensor, spec: Augmentation, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [n, 3, size, size] -> floats for the image tower, of `mean` and `std` [1, 3, 1, 1]: cropped and scaled
-    back, mirrored and lightened as `draws` [n, DRAWS] say, and normalised."""
-    made = changes(draws, pixels.shape[-1], spec)
-    way = one_by_one if pixels.device.type == "cpu" else together
-    return way(pixels, made, levels(made.light, mean, std))
+    """uint8 [n, 3, size, size] -> floats for the image tower, of `mean` and `std` [1, 3, 1, 1]: mirrored and lightened
+    as `draws` [n, DRAWS] say, and normalised."""
+    turned, lights = mirrored(draws, spec), light(draws, spec)
+    shown = levels(lights, mean, std)
+    if pixels.device.type == "cpu":
+        return one_by_one(pixels, turned, lights, shown)
+    return together(pixels, turned, shown)
 
 
-def together(pixels: Tensor, made: Changes, shown: Levels) -> Tensor:
+def together(pixels: Tensor, turned: Tensor, shown: Levels) -> Tensor:
     """All photos at once, as a GPU likes it."""
-    size = pixels.shape[-1]
-    steps = (torch.arange(size, device=pixels.device) + 0.5) / size
-    inside = (made.side[:, None] * steps - 0.5).clamp(min=0).minimum(made.side[:, None] - 1)  # never beyond the crop
-    across, down = made.left[:, None] + inside, made.top[:, None] + inside
-    across = torch.where(made.mirrored[:, None], across.flip(1), across)
-    x, y = ((2 * place + 1) / size - 1 for place in (across, down))
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
-    cropped = functional.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return cropped.mul_(shown.scale).add_(shown.offset).clamp_(max=shown.white)
+    photos = torch.where(turned[:, None, None, None], pixels.flip(3), pixels).float()
+    return photos.mul_(shown.scale).add_(shown.offset).clamp_(max=shown.white)
 
 
-def one_by_one(pixels: Tensor, made: Changes, shown: Levels) -> Tensor:
-    """The same within a level of 255: on a processor whole numbers, and a photo that stays in its cache, are faster."""
-    size = pixels.shape[-1]
+def one_by_one(pixels: Tensor, turned: Tensor, lights: Tensor, shown: Levels) -> Tensor:
+    """The same: on a processor a photo that stays in its cache is faster."""
     out = torch.from_numpy(np.empty(pixels.shape, dtype=np.float32))  # NumPy asks for huge pages: a third of the time
-    listed = (each.tolist() for each in (made.left, made.top, made.side, made.mirrored, made.light))
-    photos = zip(pixels.split(1), out.split(1), shown.scale.split(1), *listed, strict=True)
-    for photo, place, scale, left, top, side, mirrored, light in photos:
-        kept = photo[..., top : top + side, left : left + side]
-        if side != size:
-            kept = functional.interpolate(kept, (size, size), mode="bilinear", align_corners=False)
-        place.copy_(kept.flip(3) if mirrored else kept)
+    photos = zip(pixels.split(1), out.split(1), shown.scale.split(1), turned.tolist(), lights.tolist(), strict=True)
+    for photo, place, scale, turn, lit in photos:
+        place.copy_(photo.flip(3) if turn else photo)
         place.mul_(scale).add_(shown.offset)
-        if light > 1:
+        if lit > 1:
             torch.minimum(place, shown.white, out=place)
     return out

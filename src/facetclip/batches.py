@@ -1,10 +1,11 @@
-"""From rows of the index to tensors: read by offset, decode, square. They are augmented on the device.
+"""From rows of the index to tensors: read by offset, decode, crop and square. The rest of augmenting is the device's.
 
 Decoding runs in threads, since the decoder and torch release the interpreter lock. Nothing here draws from a random
 generator: augmentation is a hash of (seed, place in the plan), so it depends on neither rank nor thread.
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from facetclip.errors import UserError
-from facetclip.images import BadImage, Fit
+from facetclip.images import BadImage, Fit, read_pixels
 from facetclip.index import ShardIndex
-from facetclip.squares import square_planes
+from facetclip.squares import WHOLE, cropped_square
 
 AHEAD = 2  # batches prepared while one is worked on
 MOST_THREADS = 16
@@ -41,8 +42,8 @@ class Batch:
 class Inputs(Protocol):
     """What turns rows into batches."""
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Inputs and labels of `rows`."""
+    def batch(self, rows: np.ndarray, crops: np.ndarray | None = None) -> Batch:
+        """Inputs and labels of `rows`; of each photo what `crops` [n, 3] keep (`augmentation.crops`)."""
         ...
 
     def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
@@ -51,10 +52,11 @@ class Inputs(Protocol):
 
 
 class PixelReader:
-    """Reads photos as squares; keeps those of `cached` rows in memory when all of them fit CACHE_BYTES.
+    """Reads photos as squares.
 
-    `threads`: that decode, `decoding_threads()` where None. `pinned`: photos lie where a GPU can fetch them itself,
-    while the processor goes on.
+    `often`: how many photos will be read again and again; where CACHE_BYTES hold as many squares, photos stay in memory
+    as they were decoded, as many as fit. `threads`: that decode, `decoding_threads()` where None. `pinned`: squares
+    lie where a GPU can fetch them itself, while the processor goes on.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class PixelReader:
         size: int,
         fit: Fit,
         *,
-        cached: np.ndarray | None = None,
+        often: int = 0,
         threads: int | None = None,
         pinned: bool = False,
     ) -> None:
@@ -71,43 +73,43 @@ class PixelReader:
         self.fit: Fit = fit
         self._pinned = pinned
         self._pool = ThreadPoolExecutor(threads or decoding_threads(), thread_name_prefix="decode")
-        fits = cached is not None and len(cached) * size * size * 3 <= CACHE_BYTES
-        self._cached = cached if fits and cached is not None else np.zeros(0, dtype=np.int64)
-        self._kept = np.zeros((len(self._cached), size, size, 3), dtype=np.uint8)
-        self._known = np.zeros(len(self._cached), dtype=bool)
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = CACHE_BYTES if 0 < often * size * size * 3 <= CACHE_BYTES else 0  # bytes
+        self._lock = threading.Lock()
 
-    def square(self, row: int) -> np.ndarray:
-        """One photo as uint8 [3, size, size]; UserError naming item and reason when it cannot be decoded."""
+    def photo(self, row: int) -> np.ndarray:
+        """One photo as it is decoded for squares of this size, uint8 [height, width, 3]; UserError naming item and
+        reason when it cannot be."""
+        if (kept := self._kept.get(row)) is not None:
+            return kept
         try:
-            return square_planes(self.index.read(row), self.size, self.fit)
+            photo = read_pixels(self.index.read(row), at_least=self.size)
         except BadImage as bad:
             raise UserError(f"{self.index.store}: item {self.index.item_id(row)!r}: {bad}") from bad
+        with self._lock:
+            if photo.nbytes <= self._room and row not in self._kept:
+                self._kept[row] = photo
+                self._room -= photo.nbytes
+        return photo
 
-    def pixels(self, rows: np.ndarray) -> Tensor:
-        """Photos of `rows` as uint8 [n, 3, size, size], the channels of a pixel side by side in memory."""
-        places = np.searchsorted(self._cached, rows) if len(self._cached) else np.zeros(len(rows), dtype=np.int64)
-        known = np.zeros(len(rows), dtype=bool)
-        inside = places < len(self._cached)
-        inside[inside] = self._cached[places[inside]] == rows[inside]
-        known[inside] = self._known[places[inside]]
+    def pixels(self, rows: np.ndarray, crops: np.ndarray | None = None) -> Tensor:
+        """Photos of `rows`, or what `crops` [n, 3] keep of them (`augmentation.crops`): uint8 [n, 3, size, size], the
+        channels of a pixel side by side in memory."""
         shape = (len(rows), self.size, self.size, 3)
         if self._pinned:
             photos = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         else:
             photos = torch.from_numpy(np.empty(shape, dtype=np.uint8))
-        out = photos.numpy()
-        out[known] = self._kept[places[known]]
-        missing = np.flatnonzero(~known)
+        out, wanted = photos.numpy(), rows.tolist()
+        kept = [WHOLE] * len(rows) if crops is None else crops.tolist()
 
         def put(first: int) -> None:
-            for at in missing[first : first + AT_ONCE].tolist():
-                out[at] = self.square(int(rows[at])).transpose(1, 2, 0)
+            for at in range(first, min(first + AT_ONCE, len(wanted))):
+                square = cropped_square(self.photo(wanted[at]), self.size, self.fit, kept[at])
+                out[at] = square.transpose(1, 2, 0)
 
-        for _ in self._pool.map(put, range(0, len(missing), AT_ONCE)):
+        for _ in self._pool.map(put, range(0, len(wanted), AT_ONCE)):
             pass
-        new = missing[inside[missing]]
-        self._kept[places[new]] = out[new]
-        self._known[places[new]] = True
         return photos.permute(0, 3, 1, 2)
 
     def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
@@ -116,11 +118,11 @@ class PixelReader:
 
     def _unknown(self, rows: np.ndarray) -> np.ndarray:
         """Those of `rows` that are not in memory."""
-        return rows[~np.isin(rows, self._cached[self._known])] if len(self._cached) else rows
+        return np.array([row for row in rows.tolist() if row not in self._kept], dtype=np.int64) if self._kept else rows
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Pixels and labels of `rows`."""
-        return Batch(rows, self.pixels(rows), torch.from_numpy(self.index.label_matrix(rows)))
+    def batch(self, rows: np.ndarray, crops: np.ndarray | None = None) -> Batch:
+        """Pixels and labels of `rows`; of each photo what `crops` [n, 3] keep."""
+        return Batch(rows, self.pixels(rows, crops), torch.from_numpy(self.index.label_matrix(rows)))
 
 
 def decoding_threads() -> int:

@@ -29,8 +29,8 @@ class FeatureReader:
         """The same portions: features are all here."""
         return iter(portions)
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Features and labels of `rows`, which are among those that were computed."""
+    def batch(self, rows: np.ndarray, crops: np.ndarray | None = None) -> Batch:
+        """Features and labels of `rows`, which are among those that were computed, each of a whole photo."""
         places = torch.from_numpy(np.searchsorted(self.rows, rows))
         return Batch(rows, self.features[places], torch.from_numpy(self.index.label_matrix(rows)))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facetclip.augmentation import DRAWS
+from facetclip.augmentation import DRAWS, crops
 from facetclip.batches import Batch, Inputs, uniforms
 from facetclip.captions import captions_of
 from facetclip.config import RunConfig
@@ -123,10 +123,11 @@ class Feed:
         step, rows = planned
         labels = self.index.label_matrix(rows)
         mine = self.columns(self.rank, len(rows))
+        draws = uniforms(self.run.train.seed, step * np.int64(len(rows)) + mine, DRAWS)
         portion = Portion(
             step=step,
-            batch=inputs.batch(rows[mine]),
-            draws=uniforms(self.run.train.seed, step * np.int64(len(rows)) + mine, DRAWS),
+            batch=inputs.batch(rows[mine], crops(draws, self.run.augment)),
+            draws=draws,
             count=self.objective.count(labels),
         )
         return self._captioned(portion, rows, mine) if self.run.objective.contrastive else portion

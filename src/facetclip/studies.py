@@ -162,7 +162,7 @@ class Study:
         frozen = trainer.run.tuning.mode in FROZEN_IMAGES and trainer.run.tuning.cache
         if frozen not in self._inputs:
             size, fit_ = trainer.reader.preprocessing.size, trainer.reader.preprocessing.fit
-            pixels = PixelReader(self.index, size, fit_, cached=self.rows)
+            pixels = PixelReader(self.index, size, fit_, often=len(self.rows))
             features = self.out / "features"
             self._inputs[frozen] = (
                 feature_reader(trainer.reader, pixels, self.rows, features, self.accelerator) if frozen else pixels

@@ -109,7 +109,7 @@ class Trainer:
         train, validation = training_rows(self.run, self.index), self.index.rows("validation")
         size, fit = self.reader.preprocessing.size, self.reader.preprocessing.fit
         gpu, both = self.accelerator.device.type == "cuda", np.union1d(train, validation)
-        pixels = PixelReader(self.index, size, fit, cached=both, threads=self.run.loading.threads, pinned=gpu)
+        pixels = PixelReader(self.index, size, fit, often=len(both), threads=self.run.loading.threads, pinned=gpu)
         if not (self.run.tuning.cache and self.run.tuning.mode in FROZEN_IMAGES):
             return pixels
         every = np.union1d(self.index.rows("train"), validation)  # so that runs on fewer labels share them
