@@ -96,6 +96,7 @@ def measured(index: ShardIndex, truth: dict[str, np.ndarray], reader: AttributeR
                 "gaps": int(gaps.sum()),
                 "coverage": float(given.sum() / gaps.sum()),
                 "precision": float((shown.argmax(axis=1) == real)[given].mean()) if given.any() else None,
+                "confidence": float(sure[given].mean()) if given.any() else None,
                 "threshold": cut,
             }
         for split in raw:
