@@ -37,7 +37,7 @@ def test_as_many_answers_are_given_as_keep_the_precision(noise: float, target: f
     fresh = random.uniform(1 / 3, 1, 100_000)
     cut = cutoff(cutoffs(sure, agrees, Calibration(noise=noise), 1 / 3), target, fresh)
     if cut is None:  # hardly any are so sure, and a noisy table cannot vouch for a few
-        assert target > (0.9 if noise else 0.98)
+        assert target > (0.9 if noise else 0.97)
         return
     held = fresh >= cut
     assert (random.random(100_000) < fresh)[held].mean() >= target - 0.01  # the table's mistakes are not the answers'
@@ -55,8 +55,10 @@ def test_where_nothing_is_sure_enough_nothing_is_answered() -> None:
 
 def test_few_rows_promise_nothing_and_more_no_more_than_they_expect() -> None:
     assert cutoffs(np.linspace(0.6, 0.9, 8), np.ones(8, dtype=bool), Calibration(), 0.5) == ()
-    few = cutoffs(np.linspace(0.6, 0.9, 30), np.ones(30, dtype=bool), Calibration(), 0.5)
-    assert few == (Cutoff(0.8, few[0].threshold),)  # all were right, but the twenty surest expect four of five to be
+    few, many = (cutoffs(np.linspace(0.6, 0.9, n), np.ones(n, dtype=bool), Calibration(), 0.5) for n in (30, 3000))
+    assert few == ()  # all were right, and the twenty surest expect five of six to be, but they are few
+    assert [each.precision for each in many] == [0.8, 0.85]
+    assert many[0].threshold == pytest.approx(0.7, abs=0.02)  # half of the way down the mean is 0.8
 
 
 @given(

@@ -4,8 +4,8 @@ Answers are ranked by how sure they are, and as many of the surest are given as 
 classification: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", 2010). How often they
 are right is judged by the validation split's cells, a share of which says anything at random: what they disagree in by
 that alone is no fault of the answers. A few hundred cells say it with an error of several points, so the calibrated
-answers must expect as much of themselves, on the validation split and again where they are given: there photos may be
-harder, or other rows of a product may say less.
+answers must expect as much of themselves: on the validation split, which calibrates them, a standard error more, and
+again where they are given, since there photos may be harder, or other rows of a product may say less.
 """
 
 from collections.abc import Sequence
@@ -187,10 +187,13 @@ def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chanc
     order = np.argsort(-sure, kind="stable")
     given = np.arange(1, len(order) + 1)
     seen = true_precision(np.cumsum(right[order]) / given, calibration, chance)
-    precision = np.minimum(seen, np.cumsum(sure[order]) / given)
-    precision[: FEWEST_ANSWERS - 1] = 0.0
-    found = [(target, _deepest(sure[order], precision, target)) for target in TARGETS]
-    return tuple(Cutoff(target, threshold) for target, threshold in found if threshold is not None)
+    expected, found = np.cumsum(sure[order]) / given, []
+    for target in TARGETS:
+        precision = np.minimum(seen, expected - np.sqrt(target * (1 - target) / given))
+        precision[: FEWEST_ANSWERS - 1] = 0.0
+        if (threshold := _deepest(sure[order], precision, target)) is not None:
+            found.append(Cutoff(target, threshold))
+    return tuple(found)
 
 
 def true_precision(agreement: np.ndarray | float, calibration: Calibration, chance: float) -> np.ndarray:
