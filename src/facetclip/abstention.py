@@ -4,7 +4,7 @@ Answers are ranked by how sure they are, and as many of the surest are given as 
 classification: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", 2010). How often they
 are right is judged by the validation split's cells, a share of which says anything at random: what they disagree in by
 that alone is no fault of the answers. A few hundred cells say it with an error of several points, so the calibrated
-answers must expect as much of themselves: on the validation split, which calibrates them, a standard error more, and
+answers must expect a standard error more than that of themselves: on the validation split, which calibrates them, and
 again where they are given, since there photos may be harder, or other rows of a product may say less.
 """
 
@@ -26,10 +26,12 @@ MOST_WRONG = 0.05  # share of the cells that may be slips in that
 
 @dataclass(frozen=True)
 class Cutoff:
-    """For a share `precision` of answers to be right, give those that are at least as sure as `threshold`."""
+    """For a share `precision` of answers to be right, give those that are at least as sure as `threshold`; wherever
+    that is done they must expect to be right by `margin` more, in the mean."""
 
     precision: float
     threshold: float
+    margin: float = 0.0
 
 
 def cutoff(cutoffs: Sequence[Cutoff], precision: float, sure: np.ndarray) -> float | None:
@@ -37,16 +39,19 @@ def cutoff(cutoffs: Sequence[Cutoff], precision: float, sure: np.ndarray) -> flo
     are.
 
     At least what the nearest target not below it asks for, and so sure that the answers given expect as much of
-    themselves in the mean. None where none is to be given.
+    themselves in the mean, and its margin. None where none is to be given.
 
     >>> fitted, sure = [Cutoff(0.9, 0.4), Cutoff(0.95, 0.6)], np.array([0.99, 0.9, 0.8, 0.5])
     >>> cutoff(fitted, 0.92, sure[:2]), cutoff(fitted, 0.92, sure), cutoff(fitted[:1], 0.95, sure)
     (0.9, 0.9, None)
     """
-    fitted = min((each.threshold for each in cutoffs if each.precision >= precision), default=None)
-    ranked = np.sort(sure)[::-1]
-    expected = _deepest(ranked, np.cumsum(ranked) / np.arange(1, len(ranked) + 1), precision)
-    return None if fitted is None else max(fitted, precision if expected is None else expected)
+    enough = [each for each in cutoffs if each.precision >= precision]
+    fitted = min(enough, key=lambda each: each.threshold, default=None)
+    if fitted is None:
+        return None
+    ranked, wanted = np.sort(sure)[::-1], precision + fitted.margin
+    expected = _deepest(ranked, np.cumsum(ranked) / np.arange(1, len(ranked) + 1), wanted)
+    return max(fitted.threshold, wanted if expected is None else expected)
 
 
 def _deepest(ranked: np.ndarray, precision: np.ndarray, wanted: float) -> float | None:
@@ -189,10 +194,11 @@ def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chanc
     seen = true_precision(np.cumsum(right[order]) / given, calibration, chance)
     expected, found = np.cumsum(sure[order]) / given, []
     for target in TARGETS:
-        precision = np.minimum(seen, expected - np.sqrt(target * (1 - target) / given))
+        margin = np.sqrt(target * (1 - target) / given)
+        precision = np.minimum(seen, expected - margin)
         precision[: FEWEST_ANSWERS - 1] = 0.0
         if (threshold := _deepest(sure[order], precision, target)) is not None:
-            found.append(Cutoff(target, threshold))
+            found.append(Cutoff(target, threshold, float(margin[(sure >= threshold).sum() - 1])))
     return tuple(found)
 
 
