@@ -149,7 +149,7 @@ def gain(found: dict[str, Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/filling"))
-    parser.add_argument("--catalogs", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--catalogs", nargs="+", type=int, default=[1, 2, 3, 4, 5, 6])
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = []
