@@ -198,7 +198,7 @@ def test_scores_and_the_filled_catalog_go_to_s3(place, model, tmp_path, capsys) 
     assert f"{where}: 21 items in 1 parts; 1 unreadable, see {where}/quarantine.csv" in capsys.readouterr().out
     assert b"item 3,not_found" in open_output(where).read("quarantine.csv")
     above = where.removesuffix("/scores")
-    words = ["fill", where, source.catalog, "--schema", str(source.schema)]
+    words = ["fill", where, source.catalog, "--schema", str(source.schema), "--precision", "0.2"]
     for ending in ("csv", "parquet"):
         assert main([*words, "--out", f"{above}/filled.{ending}"]) == 0
     out = open_output(above)
