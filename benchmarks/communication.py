@@ -78,7 +78,7 @@ def step(
             Collective("all_gather", 2, 2 * each, "features of photos and captions"),
             Collective("all_reduce", 2, 2 * each, "their gradients"),
         ]
-    return [*found, Collective("all_reduce", 1, 2 * (world + 1) * FP32, "agreement")]
+    return [*found, Collective("all_reduce", 1, (2 * world + 3) * FP32, "agreement")]
 
 
 def _gradients(model: Model, engine: Engine, precision: Precision) -> list[Collective]:

@@ -86,8 +86,7 @@ class Bare:
         self.portions = [trainer.feed.portion(trainer.inputs, planned) for planned in trainer.feed.planned(0, STEPS)]
         mean, std = self.reader.mean, self.reader.std
         self.batches = [
-            augment(portion.batch.inputs, torch.from_numpy(portion.draws), run.augment, mean, std)
-            for portion in self.portions
+            augment(portion.batch.inputs, portion.draws, run.augment, mean, std) for portion in self.portions
         ]
         self.clip = run.optimizer.clip_norm
         self.loss_of = trainer.feed.objective_at(0)

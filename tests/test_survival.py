@@ -20,6 +20,7 @@ from fleet import Ended, launch_fleet
 from small_shop import make_shards
 from test_trainer import make_run
 
+import facetclip.agreement as agreement_module
 import facetclip.trainer as trainer_module
 from facetclip.attempts import count_attempt
 from facetclip.checkpoint import Checkpoint, load_checkpoint
@@ -242,6 +243,28 @@ def test_a6_signals_end_all_processes_at_one_step(shop: Path, whole: dict[int, R
     assert_same(end_of(run), end_of(whole[2]))
 
 
+def test_a6_a_signal_between_two_readings_ends_all_at_the_next(shop: Path, whole: dict[int, RunConfig]) -> None:
+    run = run_of(shop, "signalled between", train={"log_every": 5}, checkpoint={"every": 100})
+    quick = work_at_any_pace(training(run))
+    assert launch_fleet(shop / "between", 2, quick, fault="train.step:7=term@1").codes == [REQUEUE, REQUEUE]
+    assert {beat.step for beat in beats(Path(run.output.folder)).values()} == {10}
+    saved = load_checkpoint(Path(run.output.folder) / "checkpoints", warn=pytest.fail)
+    assert saved is not None
+    assert saved.state.step == 10
+    assert launch_fleet(shop / "between", 2, quick).codes == [0, 0]
+    assert_same(end_of(run), end_of(whole[2]))
+
+
+def work_at_any_pace(work: Callable[[], int]) -> Callable[[], int]:
+    """The same with steps that are read by the log alone, however slow this machine is."""
+
+    def quick() -> int:
+        agreement_module.WITHIN = 1e9
+        return work()
+
+    return quick
+
+
 def test_a6_a_process_that_cannot_reach_its_next_step_leaves_by_itself(
     shop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +359,8 @@ def test_b2_a_stuck_process_is_found_and_all_stacks_are_in_one_file(shop: Path, 
 @pytest.mark.parametrize("place", ["train.loss", "train.gradient"])
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_b3_a_number_that_is_none_stops_all_before_the_weights_change(shop: Path, place: str, value: str) -> None:
-    run = run_of(shop, f"stopped by {place} {value}", checkpoint={"every": 1})
+    every = 1 if value == "nan" else STEPS
+    run = run_of(shop, f"stopped by {place} {value}", train={"log_every": every}, checkpoint={"every": 3})
     ended = launch(run, 2, f"{place}:4={value}@1")
     assert ended.codes == [1, 1]
     assert all("step 4: the " in error and "is no number in process" in error for error in ended.errors)

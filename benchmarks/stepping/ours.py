@@ -176,7 +176,7 @@ class Ours:
         trainer = self.trainer
         trainer.model.train()
         trainer.gradients.of(trainer.feed.portion(trainer.inputs, next(trainer.feed.planned(0, 1))))
-        trainer.engine.update(usable=False)
+        trainer.engine.forget()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Ours:
             for name, weight in trainer.reader.named_parameters()
             if weight.grad is not None and name.startswith("clip.")
         }
-        trainer.engine.update(usable=False)
+        trainer.engine.forget()
         pixels = portion.batch.inputs.float().cpu() / 255
         theirs = reference_gradients(self.start, trainer.index.schema, pixels, portion.batch.labels)
         theirs = {name: gradient for name, gradient in theirs.items() if name in ours}
@@ -265,8 +265,16 @@ def _silu(trainer: Trainer) -> None:
 
 
 def _fused(trainer: Trainer) -> None:
-    for group in trainer.optimizer.optimizer.param_groups:
+    optimizer: Any = trainer.optimizer.optimizer
+    step = optimizer.step
+    for group in optimizer.param_groups:
         group["fused"] = False
+
+    def without_asking(*_: Any) -> None:
+        optimizer.found_inf = None  # by which the fused one leaves an update out
+        step()
+
+    optimizer.step = without_asking
 
 
 def _kept_photos(trainer: Trainer) -> None:

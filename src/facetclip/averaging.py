@@ -18,11 +18,12 @@ class MovingAverage:
         self.average = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after step `step` (from 1); early averages forget faster, so that the start fades."""
+    def update(self, step: int, left_out: Tensor | float = 0.0) -> None:
+        """Take in the weights after step `step` (from 1), unless `left_out` is 1; early averages forget faster, so that
+        the start fades."""
         keep = min(self.decay, step / (step + 9))
         for name, weight in self._weights.items():
-            self.average[name].lerp_(weight, 1 - keep)
+            self.average[name].lerp_(weight, (1 - keep) * (1 - left_out))
 
     @torch.no_grad()
     def load(self, average: Mapping[str, Tensor]) -> None:

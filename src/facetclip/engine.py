@@ -42,20 +42,34 @@ class Engine:
         # Data parallelism averages gradients over processes; the loss is a sum over them.
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
-    def clip(self, limit: float) -> Tensor:
-        """Shorten the gradient to `limit` (0: as it is); returns its norm before, no number where it has none."""
+    def clip(self, limit: float) -> Tensor | None:
+        """Shorten the gradient to `limit` (0: as it is); returns its norm before, no number where it has none. None
+        where gradients that are no numbers are left to the scaler of fp16."""
         norm: Any = self.accelerator.clip_grad_norm_(self._parameters, limit or math.inf)
-        return norm
+        return None if self.accelerator.scaler else norm
 
     @property
     def gradients(self) -> list[Tensor]:
         """What this process holds of them between `backward` and `update`."""
         return [weight.grad for weight in self._parameters if weight.grad is not None]
 
-    def update(self, *, usable: bool) -> None:
-        """Change the weights, unless the gradients are not `usable`, and forget the gradients."""
-        if usable:
+    def update(self, left_out: Tensor) -> None:
+        """Change the weights, unless the number `left_out` is 1, and forget the gradients.
+
+        The device looks at the number, by what torch's fused optimizers have for their scaler; the processor does not
+        wait for it, but in fp16, where the scaler has a number of its own there.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            self.optimizer.optimizer.found_inf = left_out
+        if scaler is not None and left_out.item():
+            scaler.update()
+        else:
             self.optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the gradients."""
         self.optimizer.zero_grad()
 
     def gathered(self) -> AbstractContextManager[None]:

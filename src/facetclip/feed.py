@@ -39,11 +39,17 @@ class Portion:
 
     step: int
     batch: Batch
-    draws: np.ndarray  # [n, DRAWS]
+    draws: Tensor  # [n, DRAWS]
     count: float
     caption_ids: Tensor | None = None
     groups: Tensor | None = None
     captioned: int = 0
+
+    def pinned(self) -> "Portion":
+        """The same in memory that a GPU fetches from by itself, while the processor goes on."""
+        tensors = {name: getattr(self, name) for name in ("draws", "caption_ids", "groups")}
+        batch = replace(self.batch, inputs=self.batch.inputs.pin_memory(), labels=self.batch.labels.pin_memory())
+        return replace(self, batch=batch, **{name: t.pin_memory() for name, t in tensors.items() if t is not None})
 
 
 class Feed:
@@ -127,7 +133,7 @@ class Feed:
         portion = Portion(
             step=step,
             batch=inputs.batch(rows[mine], crops(draws, self.run.augment)),
-            draws=draws,
+            draws=torch.from_numpy(draws),
             count=self.objective.count(labels),
         )
         return self._captioned(portion, rows, mine) if self.run.objective.contrastive else portion

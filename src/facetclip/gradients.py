@@ -54,7 +54,7 @@ class Gradients:
         inputs, ids = self._inputs(portion, part)
         with self.engine.part(last=last):
             outputs: Outputs = self.engine.model(inputs, ids)
-            loss = self._loss(outputs, portion.batch.labels[part].to(self.device), portion)
+            loss = self._loss(outputs, portion.batch.labels[part].to(self.device, non_blocking=True), portion)
             if (value := faults.spoiled("train.loss")) is not None:
                 loss = loss * value
             self.engine.backward(loss)
@@ -65,9 +65,10 @@ class Gradients:
         """What the model takes: photos, augmented, or features, and token ids of captions where there are any."""
         inputs = portion.batch.inputs[part].to(self.device, non_blocking=True)
         if inputs.ndim == 4:
-            random, reader = torch.from_numpy(portion.draws[part]).to(self.device), self.feed.reader
+            random, reader = portion.draws[part].to(self.device, non_blocking=True), self.feed.reader
             inputs = augment(inputs, random, self.run.augment, reader.mean, reader.std)
-        return inputs, None if portion.caption_ids is None else portion.caption_ids.to(self.device)
+        ids = portion.caption_ids
+        return inputs, None if ids is None else ids.to(self.device, non_blocking=True)
 
     def _loss(self, outputs: Outputs, labels: Tensor, portion: Portion) -> Tensor:
         weights = self.run.objective
@@ -79,7 +80,7 @@ class Gradients:
         pairing = Pairing(
             images=gather_rows(outputs.images),
             captions=gather_rows(outputs.captions),
-            groups=portion.groups.to(outputs.images.device),
+            groups=portion.groups.to(self.device, non_blocking=True),
             mine=slice(mine, mine + len(outputs.images)),
         )
         bias = -OPENNESS * outputs.scale.detach() - math.log(max(1, portion.captioned - 1))

@@ -33,6 +33,10 @@ class AttributeObjective:
     noise: float = 0.0
     shifts: tuple[Tensor, ...] | None = None
 
+    def on(self, device: torch.device) -> "AttributeObjective":
+        """The same, where no step has to bring anything there."""
+        return replace(self, shifts=self.shifts and tuple(each.to(device) for each in self.shifts))
+
     def count(self, labels: np.ndarray) -> float:
         """What the labels [n, attributes] weigh together: what the summed loss is to be divided by."""
         return float(((labels >= 0) * np.array(self.weights)).sum())
@@ -92,7 +96,7 @@ def _many(logits: Tensor, labels: Tensor, objective: AttributeObjective) -> Tens
 
 def _doubted(told: Tensor, noise: float, chance: float) -> Tensor:
     """log((1 - noise) * p + noise * chance) from log p."""
-    return torch.logaddexp(told + math.log1p(-noise), told.new_tensor(math.log(noise * chance)))
+    return torch.logaddexp(told + math.log1p(-noise), told.new_full((), math.log(noise * chance)))
 
 
 @dataclass(frozen=True)

@@ -41,49 +41,68 @@ def build_optimizer(
         for (factor, decays), weights in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
     if spec.name == "sgd":
-        return torch.optim.SGD(listed)
+        return SGD(listed, {})
     if spec.name == "muon":
         return Muon(listed, betas=(0.9, spec.beta2))
     # One pass over the weights instead of ten: a third of the time on a processor.
     return torch.optim.AdamW(listed, betas=(0.9, spec.beta2), eps=1e-8, fused=True)
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon for the groups marked `matrices`, AdamW for the others."""
+class SGD(torch.optim.Optimizer):
+    """A step down the gradient. Like torch's fused optimizers, and unlike its SGD over sharded weights, it leaves the
+    update out where its `found_inf` is 1, without asking the device."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float]) -> None:
-        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": 1e-8, "weight_decay": 0.0, "matrices": False})
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = closure() if closure else None
+        left_out = self.found_inf
+        moving = 1.0 if left_out is None else 1 - left_out
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    direction = self._muon if group["matrices"] else self._adam
-                    weight.add_(direction(weight, weight.grad, group), alpha=-group["lr"])
+                    usable = weight.grad if left_out is None else weight.grad.masked_fill(left_out > 0, 0.0)
+                    direction = self._direction(weight, usable, group, moving)
+                    weight.mul_(1 - moving * group["lr"] * group["weight_decay"])
+                    weight.sub_(direction * (moving * group["lr"]))
         return loss
 
-    def _muon(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    def _direction(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], moving: Tensor | float) -> Tensor:
+        """Against which the weight moves; what is kept from step to step stays as it is where `moving` is 0."""
+        return gradient
+
+
+class Muon(SGD):
+    """Muon for the groups marked `matrices`, AdamW for the others."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": 1e-8, "weight_decay": 0.0, "matrices": False})
+
+    def _direction(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], moving: Tensor | float) -> Tensor:
+        rule = self._muon if group["matrices"] else self._adam
+        return rule(weight, gradient, group, moving)
+
+    def _muon(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], moving: Tensor | float) -> Tensor:
         state = self.state[weight]
         momentum = state.setdefault("momentum", torch.zeros_like(weight))
-        momentum.lerp_(gradient, 1 - MOMENTUM)
+        momentum.lerp_(gradient, (1 - MOMENTUM) * moving)
         matrix = torch.lerp(gradient, momentum, MOMENTUM).reshape(len(weight), -1)
         return orthogonal(matrix).mul_(0.2 * max(matrix.shape) ** 0.5).view_as(weight)
 
-    def _adam(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    def _adam(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], moving: Tensor | float) -> Tensor:
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), device=weight.device)
             state["first"], state["second"] = torch.zeros_like(weight), torch.zeros_like(weight)
         beta1, beta2 = group["betas"]
-        state["step"] += 1
-        state["first"].lerp_(gradient, 1 - beta1)
-        state["second"].lerp_(gradient.square(), 1 - beta2)
-        first = state["first"] / (1 - beta1 ** state["step"])
-        second = state["second"] / (1 - beta2 ** state["step"])
+        state["step"] += moving
+        state["first"].lerp_(gradient, (1 - beta1) * moving)
+        state["second"].lerp_(gradient.square(), (1 - beta2) * moving)
+        steps = state["step"].clamp(min=1)  # 0 where the first of all was left out
+        first = state["first"] / (1 - beta1**steps)
+        second = state["second"] / (1 - beta2**steps)
         return first / (second.sqrt() + group["eps"])
 
 

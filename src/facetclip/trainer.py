@@ -10,7 +10,6 @@ import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from facetclip import faults
-from facetclip.agreement import Verdict, agree
+from facetclip.agreement import Agreement, Verdict
 from facetclip.alarms import EARLIEST, collapse_alarm
 from facetclip.averaging import MovingAverage
 from facetclip.batches import Inputs, PixelReader, ahead
@@ -89,6 +88,7 @@ class Trainer:
         tune(self.reader, self.run.tuning)
         shape_computation(self.reader.clip, self.run.train)
         self.feed = Feed(self.run, self.index, self.reader, (accelerator.process_index, accelerator.num_processes))
+        self.feed.objective = self.feed.objective.on(accelerator.device)
         self.steps = 0 if run.tuning.mode == "zero_shot" else self.run.train.steps or 0
         self.model: Any = self.reader.to(accelerator.device)
         self.optimizer: Any = None
@@ -100,6 +100,7 @@ class Trainer:
             self.gradients = Gradients(self.run, self.engine, self.feed)
         self.average = MovingAverage(self.reader, run.train.average)
         self.state = TrainState()
+        self.agreement = Agreement(accelerator.device, most=self._most_skipped)
         self._saved, self._save_seconds = time.monotonic(), 0.0
         self._paced = run.checkpoint.every is None  # by what saving costs
         self._alarmed, self._loss_before = False, math.inf
@@ -116,8 +117,9 @@ class Trainer:
         folder = Path(self.run.data.features or self.folder / "features")
         return feature_reader(self.reader, pixels, every, folder, self.accelerator)
 
-    def train_step(self, portion: Portion) -> tuple[Tensor, Tensor, Verdict]:
-        """One update; this process's share of the loss, how alike its photos look, and what all agreed on."""
+    def train_step(self, portion: Portion) -> tuple[Tensor, Tensor]:
+        """One update; this process's share of the loss, and how alike its photos look. Nothing here waits for the
+        device (but for ZeRO's updates, and those of fp16)."""
         if not self.reader.training:
             self.model.train()
         rate = learning_rate(
@@ -133,12 +135,11 @@ class Trainer:
         if (value := faults.spoiled("train.gradient")) is not None:
             self.engine.gradients[0].fill_(value)
         norm = self.engine.clip(self.run.optimizer.clip_norm)
-        verdict = agree(loss, norm, stop=self.interruption.wanted, save=self._overdue)
-        usable = self._usable(portion.step, verdict)
-        self.engine.update(usable=usable)
-        if usable:
-            self.average.update(portion.step + 1)
-        return loss, likeness, verdict
+        wishes = {"stop": self.interruption.wanted, "save": self._overdue}
+        left_out = self.agreement.on(portion.step, loss, norm, **wishes)
+        self.engine.update(left_out)
+        self.average.update(portion.step + 1, left_out)
+        return loss, likeness
 
     @property
     def _overdue(self) -> bool:
@@ -150,17 +151,25 @@ class Trainer:
         expected = self._paced and due(self.state.step + 1, checkpoint.every or self.steps, last=self.steps)
         return expected and waited * SAVING >= self._save_seconds
 
-    def _usable(self, step: int, verdict: Verdict) -> bool:
-        """Whether the gradients may change the weights. UserError, on every process, where the run stops at ones that
-        are no numbers; the scaler of fp16 is left to mend its own."""
-        if not verdict.losses and (not verdict.gradients or self.accelerator.scaler):
-            return True
+    def _read(self) -> tuple[bool, bool]:
+        """What all processes agreed on since the last reading: (whether to stop, whether to save). Before anything of
+        the weights is kept, this says whether they may be."""
+        verdicts = self.agreement.read()
+        for verdict in verdicts:
+            if verdict.losses or verdict.gradients:
+                self._count_left_out(verdict)
+        return any(each.stop for each in verdicts), any(each.save for each in verdicts)
+
+    def _count_left_out(self, verdict: Verdict) -> None:
+        """One more update changed nothing. UserError, on every process, where the run stops at it; nor did any after it
+        then."""
+        step = verdict.step
         what, where = ("loss", verdict.losses) if verdict.losses else ("gradient", verdict.gradients)
         self.state.skipped += 1
         text = f"step {step + 1}: the {what} is no number in process {', '.join(map(str, where))}"
-        if self.run.train.nonfinite == "skip" and self.state.skipped <= self.run.train.most_skipped:
-            self.say(f"{text}; this update is left out, the {self.state.skipped}. of {self.run.train.most_skipped}")
-            return bool(self.accelerator.scaler)  # which leaves the update out itself, and lowers its scale
+        if self.state.skipped <= self._most_skipped:
+            self.say(f"{text}; this update is left out, the {self.state.skipped}. of {self._most_skipped}")
+            return
         _, rows = next(self.feed.planned(step, step + 1))
         items = self.index.item_ids.take(rows[self.feed.columns(where[0], len(rows))[:3]]).to_pylist()
         raise UserError(
@@ -193,13 +202,15 @@ class Trainer:
             self.say(f"train.micro_batch: {self.gradients.fit(portion)} photos at a time")
         if self.engine.rearranges:
             self.gradients.of(portion)
-        self.engine.update(usable=False)
+        self.engine.forget()
 
     def _loop(self) -> None:
         run, last, log = self.run, self.steps, StepLog()
         self.goodput.begin()
         planned = self.inputs.coming(self.feed.planned(self.state.step, last), self.feed.rows_of)
-        portions = ahead(partial(self.feed.portion, self.inputs), planned, self.run.loading.ahead)
+        portions = ahead(self._portion, planned, self.run.loading.ahead)
+        saved_every = last if self._paced else run.checkpoint.every or last
+        intervals = (run.train.log_every, run.validation.every or last, saved_every)
         while not self.patience_is_over:
             self.progress.beat(self.state.step)
             with self.goodput.spend("stall"):
@@ -207,20 +218,31 @@ class Trainer:
             if portion is None:
                 return
             faults.reach("train.step")
-            *measured, verdict = self.train_step(portion)
-            log.add(*measured)
+            log.add(*self.train_step(portion))
             self.state.step = portion.step + 1
-            if due(self.state.step, run.train.log_every, last=last):
+            logs, validates, saves = (due(self.state.step, every, last=last) for every in intervals)
+            if not (logs or validates or saves or self.agreement.overdue):
+                continue
+            stop, save = self._read()
+            if logs:
                 self.report(*log.take(self.accelerator, run.train.batch))
-            if due(self.state.step, run.validation.every or last, last=last):
+            if validates:
                 self.validate()
                 log.restart()
-            every = last if self._paced else run.checkpoint.every or last
-            if verdict.save or verdict.stop or due(self.state.step, every, last=last):
+            if saves or save or stop:
                 self.save()
                 log.restart()
-            if verdict.stop and self.state.step < last:
+            if stop and self.state.step < last:
                 raise Interrupted(self.state.step)
+
+    def _portion(self, planned: tuple[int, np.ndarray]) -> Portion:
+        """This process's work at a step, where a GPU can fetch it itself."""
+        portion = self.feed.portion(self.inputs, planned)
+        return portion.pinned() if self.accelerator.device.type == "cuda" else portion
+
+    @property
+    def _most_skipped(self) -> int:
+        return self.run.train.most_skipped if self.run.train.nonfinite == "skip" else 0
 
     @property
     def died_at(self) -> int | None:
@@ -340,6 +362,7 @@ class Trainer:
         if self.accelerator.scaler and checkpoint.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
         self.state = checkpoint.state
+        self.agreement.resume(self.state.skipped)
         self.say(f"resumed from step {self.state.step} of {self.folder}")
 
     @property

@@ -57,11 +57,16 @@ class ZeroEngine(Engine):
         """Those of this process's pieces."""
         return [part for parts in self._zero.averaged_gradients.values() for part in parts]
 
-    def update(self, *, usable: bool) -> None:
-        """Change the weights, unless the gradients are not `usable`, and forget the gradients."""
-        if usable:
+    def update(self, left_out: Tensor) -> None:
+        """Change the weights, unless the number `left_out` is 1, and forget the gradients. DeepSpeed's own step waits
+        for the device anyway."""
+        if left_out.item():
+            self.forget()
+        else:
             self.model.step()
-            return
+
+    def forget(self) -> None:
+        """Forget the gradients."""
         self._zero.zero_grad()
         for held in (self._zero.averaged_gradients, getattr(self._zero, "all_grad_tensors", {})):
             held.clear()
