@@ -232,9 +232,7 @@ def test_after_a_number_that_is_none_nothing_changes_the_weights_until_it_is_rea
     with pytest.raises(UserError, match=f"step {bad}: the .* is no number in process 0"):
         trained(run, monkeypatch, fault)
     assert len(seen) == 9  # as far as the line of the log
-    same = [
-        all(torch.equal(one[name], other[name]) for name in one) for one, other in zip(seen, seen[1:], strict=False)
-    ]
+    same = [all(torch.equal(one[name], other[name]) for name in one) for one, other in pairwise(seen)]
     left_out = {4, *range(bad, 10)}
     assert same == [number in left_out for number in range(2, 10)]
     assert not (Path(run.output.folder) / "checkpoints").exists()

@@ -170,6 +170,60 @@ def test_engines_train_in_bf16_with_weights_of_fp32(shop: Path, engine: str) -> 
     assert {weight.dtype for weight in reader.parameters()} == {torch.float32}
 
 
+def noting_what_is_sent(work: Callable[[], int], path: Path) -> Callable[[], int]:
+    """The same, by which process 0 writes down the bytes of bf16 that it asked to be summed."""
+
+    def noted() -> int:
+        distributed: Any = torch.distributed
+        reduce, sent = distributed.all_reduce, []
+
+        def counting(tensor: torch.Tensor, *args: Any, **named: Any) -> Any:
+            sent.append(tensor.nbytes if tensor.dtype == torch.bfloat16 else 0)
+            return reduce(tensor, *args, **named)
+
+        distributed.all_reduce = counting
+        code = work()
+        if os.environ["RANK"] == "0":
+            path.write_text(str(sum(sent)))
+        return code
+
+    return noted
+
+
+def test_one_process_sends_no_gradients(shop: Path, alone: RunConfig) -> None:
+    run = run_of(shop, "reduce alone", train={"reduce": "bf16"})
+    launch(run, "alone")
+    assert losses(run) == losses(alone)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_gradients_may_be_sent_in_bf16(shop: Path, tmp_path: Path, world: int) -> None:
+    """Half the bytes, losses apart by rounding alone, and a run that goes on is one that was never stopped."""
+    gentle: dict[str, Any] = {"optimizer": {"lr": 0.005}}
+    steps = {"steps": 8, "micro_batch": 1}  # parts are added up in fp32, and sent once
+    runs = {
+        name: run_of(
+            shop, f"reduce {world} {name}", **gentle, train=steps | ({} if name == "fp32" else {"reduce": "bf16"})
+        )
+        for name in ("fp32", "whole", "parted")
+    }
+    sent = {name: tmp_path / f"{name} sent" for name in runs}
+    for name, run in runs.items():
+        stop = "train.step:5=usr1@0" if name == "parted" else ""
+        work = noting_what_is_sent(work_of(run), sent[name])
+        ended = launch_fleet(tmp_path / name, world, work, fault=stop)
+        assert ended.codes == [REQUEUE if stop else 0] * world, ended.errors
+    assert launch_fleet(tmp_path / "parted", world, work_of(runs["parted"])).codes == [0] * world
+    assert losses(runs["whole"]) == pytest.approx(losses(runs["fp32"]), rel=2**-8)
+    assert losses(runs["whole"]) != losses(runs["fp32"])
+    assert losses(runs["parted"]) == losses(runs["whole"])
+    assert np.array_equal(scores(runs["parted"], shop), scores(runs["whole"], shop))
+    trained = sum(weight.numel() for weight in load_model(str(shop / f"reduce {world} fp32" / "model")).parameters())
+    times = 8 + (world > 2)  # once more where the first pass rounds otherwise
+    assert int(sent["fp32"].read_text()) == 0
+    assert int(sent["whole"].read_text()) == times * 2 * trained
+
+
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_an_update_left_out_leaves_no_trace_in_zero(shop: Path, engine: str) -> None:
     found = []
@@ -190,6 +244,8 @@ def test_an_update_left_out_leaves_no_trace_in_zero(shop: Path, engine: str) -> 
         ("zero2", {"optimizer": {"name": "muon"}}, {}, "needs whole matrices"),
         ("zero2", {"tuning": {"mode": "probe"}}, {}, "trains too little to shard"),
         ("zero3", {"train": {"average": 0.9}}, {}, "train.average needs whole weights"),
+        ("zero2", {"train": {"reduce": "bf16"}}, {}, "train.reduce 'bf16' is for DDP"),
+        ("fsdp2", {"train": {"reduce": "bf16"}}, {}, "FSDP2 sends gradients in what a forward computes in"),
         ("zero4", {}, {}, "ZeRO stage 4 is not one of 1, 2 and 3"),
         ("ddp", {"train": {"precision": "bf16"}}, {}, "precision is fp32 by the launcher and bf16 by the run file"),
         ("ddp", {}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),

@@ -152,6 +152,7 @@ class Training(Strict):
     better one after which training stops, 0 for never. `average`: decay of the moving average of the weights that is
     validated and kept, 0 for none.
     `precision`: the launcher's choice where not given; where given, a launcher that says otherwise is refused.
+    `reduce`: what gradients are rounded to on their way between processes, and summed in, under DDP.
     `nonfinite`: at a loss or gradient that is no number, `stop`, or `skip` the update, at most `most_skipped` times.
     """
 
@@ -164,6 +165,7 @@ class Training(Strict):
     patience: Annotated[int, Field(ge=0)] = 0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Precision | None = None
+    reduce: Literal["fp32", "bf16"] = "fp32"
     nonfinite: Literal["stop", "skip"] = "stop"
     most_skipped: Annotated[int, Field(ge=0)] = 10
     log_every: Positive = 10

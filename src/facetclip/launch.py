@@ -8,7 +8,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from facetclip.collectives import join_processes
+from facetclip.collectives import join_processes, send_in_bf16
 from facetclip.config import RunConfig
 from facetclip.engine import Engine
 from facetclip.errors import UserError
@@ -76,12 +76,15 @@ def _leave_loading_alone() -> None:
 
 
 def make_engine(
-    accelerator: Accelerator, reader: nn.Module, optimizer: torch.optim.Optimizer, *, clip: float
+    accelerator: Accelerator, reader: nn.Module, optimizer: torch.optim.Optimizer, run: RunConfig
 ) -> Engine:
-    """The engine of this launch around a model. `clip`: the gradient's longest norm, 0 for any."""
+    """The engine of this launch around a model, as `run` asks for it."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return ZeroEngine(accelerator, reader, optimizer, clip=clip)
-    return Engine(accelerator, reader, optimizer)
+        return ZeroEngine(accelerator, reader, optimizer, clip=run.optimizer.clip_norm)
+    engine = Engine(accelerator, reader, optimizer)
+    if run.train.reduce == "bf16" and accelerator.num_processes > 1:
+        send_in_bf16(engine.model)
+    return engine
 
 
 def precision_of(accelerator: Accelerator) -> Any:
@@ -100,6 +103,11 @@ def check_engine(accelerator: Accelerator, run: RunConfig) -> None:
     if kind in SHARDED.values() and run.train.micro_batch == "auto":
         raise UserError(
             "train.micro_batch 'auto' tries what fits, which processes that share weights cannot do alone; say how many"
+        )
+    if kind in SHARDED.values() and run.train.reduce != "fp32":
+        raise UserError(
+            f"train.reduce {run.train.reduce!r} is for DDP (accelerate_configs/ddp.yaml): FSDP2 sends gradients in "
+            "what a forward pass computes in, and ZeRO as its own file says (communication_data_type)"
         )
     if kind == DistributedType.DEEPSPEED:
         if run.optimizer.name == "muon":

@@ -95,7 +95,7 @@ class Trainer:
         if self.steps:
             factors = rate_factors(self.reader, run.tuning.layer_decay)
             optimizer = build_optimizer(self.reader, self.run.optimizer, factors)
-            self.engine = make_engine(accelerator, self.reader, optimizer, clip=self.run.optimizer.clip_norm)
+            self.engine = make_engine(accelerator, self.reader, optimizer, self.run)
             self.model, self.optimizer = self.engine.model, self.engine.optimizer
             self.gradients = Gradients(self.run, self.engine, self.feed)
         self.average = MovingAverage(self.reader, run.train.average)
