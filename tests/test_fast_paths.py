@@ -12,7 +12,9 @@ from benchmarks.stepping.ours import REMOVED
 from small_shop import make_shards
 from test_trainer import Losses, make_run
 
-from facetclip.config import RunConfig
+from facetclip import faults
+from facetclip.checkpoint import load_checkpoint
+from facetclip.config import Checkpoints, RunConfig
 from facetclip.launch import make_accelerator
 from facetclip.memory import Parts
 from facetclip.trainer import Trainer
@@ -118,19 +120,54 @@ def test_a_step_that_does_not_fit_is_cut_until_it_does(tmp_path: Path, monkeypat
     run = small(tmp_path, "cut", micro_batch="auto")
     trainer, told = Trainer(run, make_accelerator()), Losses()
     trainer.tracker = told  # type: ignore[assignment]
-    reader = trainer.reader
-    embed = reader.embed_images
-
-    def small_memory(pixels: torch.Tensor) -> torch.Tensor:
-        if len(pixels) > 3:
-            raise torch.OutOfMemoryError("no room for more than three photos")
-        return embed(pixels)
-
-    monkeypatch.setattr(reader, "embed_images", small_memory)
+    holding(monkeypatch, trainer, 3)
     monkeypatch.setattr(Trainer, "validate", lambda self: None)
     trainer.train()
     assert trainer.gradients.parts.count == 4  # of eight photos
     assert apart(list(told.values.values()), whole) < 1e-4
+
+
+def holding(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, photos: int) -> Trainer:
+    """The trainer, on a device that has room for so many."""
+    embed = trainer.reader.embed_images
+
+    def small_memory(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > photos:
+            raise torch.OutOfMemoryError(f"no room for more than {photos} photos")
+        return embed(pixels)
+
+    monkeypatch.setattr(trainer.reader, "embed_images", small_memory)
+    return trainer
+
+
+def test_a_run_that_goes_on_is_cut_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards(tmp_path / "shards", 60)
+    monkeypatch.setattr(Trainer, "validate", lambda self: None)
+    saving: dict[str, Any] = {"every": 3}
+    whole, parted = (
+        small(tmp_path, name, micro_batch="auto").model_copy(update={"checkpoint": Checkpoints(**saving)})
+        for name in ("whole", "parted")
+    )
+    holding(monkeypatch, Trainer(whole, make_accelerator()), 3).train()
+    faults._reached.clear()
+    monkeypatch.setenv("FACETCLIP_FAULT", "train.step:5=raise")
+    with pytest.raises(RuntimeError, match="a fault was asked for"):
+        holding(monkeypatch, Trainer(parted, make_accelerator()), 3).train()
+    monkeypatch.delenv("FACETCLIP_FAULT")
+    roomier = holding(monkeypatch, Trainer(parted, make_accelerator()), 100)
+    roomier.resume()
+    roomier.train()
+    assert roomier.gradients.parts.count == 4
+    ends = [load_checkpoint(Path(run.output.folder) / "checkpoints", warn=pytest.fail) for run in (whole, parted)]
+    assert ends[0]
+    assert ends[1]
+    assert ends[0].state == ends[1].state
+    assert all(torch.equal(ends[0].weights[name], weight) for name, weight in ends[1].weights.items())
+    tighter = holding(monkeypatch, Trainer(parted, make_accelerator()), 1)
+    tighter.resume()
+    tighter.state.step = 0
+    tighter._settle()
+    assert tighter.gradients.parts.count == 8
 
 
 def test_what_is_found_to_fit_fits_the_processes_with_a_photo_more() -> None:

@@ -23,12 +23,15 @@ MANIFEST = "manifest.json"
 @dataclass
 class TrainState:
     """`step`: updates done; `best`: the lowest validation loss so far, and `best_step`: where it was measured;
-    `skipped`: updates left out since a loss or gradient was no number."""
+    `skipped`: updates left out since a loss or gradient was no number; `parts`: how many each process's share was cut
+    into where `train.micro_batch` is "auto", on so many `processes`."""
 
     step: int = 0
     best: float = float("inf")
     best_step: int = 0
     skipped: int = 0
+    parts: int = 1
+    processes: int = 0
 
 
 @dataclass(frozen=True)

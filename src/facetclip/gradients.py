@@ -37,11 +37,13 @@ class Gradients:
             total += loss
         return total, likeness
 
-    def fit(self, portion: Portion) -> int:
-        """Cut portions so that they fit the memory of every process, found out on `portion`; the photos of a part.
+    def fit(self, portion: Portion, parts: int) -> int:
+        """Cut portions so that they fit the memory of every process, into `parts` at least, found out on `portion`; the
+        photos of a part.
 
         All processes call it. The gradients that it leaves behind are worth nothing.
         """
+        self.parts.count = parts
         batch, world = self.run.train.batch, self.engine.accelerator.num_processes
         least, most = batch // world, -(-batch // world)
         room = room_for(self.engine.optimizer.optimizer, self.engine.trained.values())

@@ -199,10 +199,18 @@ class Trainer:
         self.model.train()
         portion = self.feed.portion(self.inputs, next(self.feed.planned(self.state.step, self.steps)))
         if self.run.train.micro_batch == "auto":
-            self.say(f"train.micro_batch: {self.gradients.fit(portion)} photos at a time")
+            self._cut(portion)
         if self.engine.rearranges:
             self.gradients.of(portion)
         self.engine.forget()
+
+    def _cut(self, portion: Portion) -> None:
+        """Find out how many photos fit the memory. A run that goes on has as many parts as it had, which round as they
+        did, unless they do not fit any more, or their processes are others."""
+        state, processes = self.state, self.accelerator.num_processes
+        photos = self.gradients.fit(portion, state.parts if state.processes == processes else 1)
+        state.parts, state.processes = self.gradients.parts.count, processes
+        self.say(f"train.micro_batch: {photos} photos at a time")
 
     def _loop(self) -> None:
         run, last, log = self.run, self.steps, StepLog()
