@@ -45,7 +45,10 @@ def send_in_bf16(model: DistributedDataParallel) -> None:
     model.register_comm_hook(None, _averaged_in_bf16)
 
 
-def _averaged_in_bf16(_: None, bucket: Any) -> Future[Tensor]:
+def _averaged_in_bf16(
+    _: None,
+    bucket: distributed.GradBucket,  # pyright: ignore[reportPrivateImportUsage]  # torch insists on it
+) -> Future[Tensor]:
     gradients = bucket.buffer()
     rounded = (gradients / distributed.get_world_size()).bfloat16()
     work: Any = distributed.all_reduce(rounded, async_op=True)
