@@ -1,5 +1,6 @@
 """Every engine takes the same steps and leaves the same model; a run may go from one to another."""
 
+import atexit
 import json
 import os
 from collections.abc import Callable
@@ -170,6 +171,28 @@ def test_engines_train_in_bf16_with_weights_of_fp32(shop: Path, engine: str) -> 
     assert {weight.dtype for weight in reader.parameters()} == {torch.float32}
 
 
+def gloo_threads() -> list[str]:
+    """Threads of this process that carry out collectives."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed under /proc")
+def test_no_thread_of_the_group_outlives_the_way_out(shop: Path, tmp_path: Path) -> None:
+    """One that lets go of a tensor when the interpreter is gone aborts the process."""
+
+    def work() -> int:
+        Trainer(run_of(shop, "leaving"), make_accelerator())
+        assert gloo_threads()
+        atexit._run_exitfuncs()
+        assert not torch.distributed.is_initialized()
+        assert gloo_threads() == []
+        return 0
+
+    ended = launch_fleet(tmp_path, 2, work)
+    assert ended.codes == [0, 0], ended.errors
+
+
 def noting_what_is_sent(work: Callable[[], int], path: Path) -> Callable[[], int]:
     """The same, by which process 0 writes down the bytes of bf16 that it asked to be summed."""
 
@@ -245,7 +268,7 @@ def test_an_update_left_out_leaves_no_trace_in_zero(shop: Path, engine: str) -> 
         ("zero2", {"tuning": {"mode": "probe"}}, {}, "trains too little to shard"),
         ("zero3", {"train": {"average": 0.9}}, {}, "train.average needs whole weights"),
         ("zero2", {"train": {"reduce": "bf16"}}, {}, "train.reduce 'bf16' is for DDP"),
-        ("fsdp2", {"train": {"reduce": "bf16"}}, {}, "FSDP2 sends gradients in what a forward computes in"),
+        ("fsdp2", {"train": {"reduce": "bf16"}}, {}, "FSDP2 sends gradients in what a forward pass computes in"),
         ("zero4", {}, {}, "ZeRO stage 4 is not one of 1, 2 and 3"),
         ("ddp", {"train": {"precision": "bf16"}}, {}, "precision is fp32 by the launcher and bf16 by the run file"),
         ("ddp", {}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),

@@ -1,7 +1,10 @@
 """What processes say to each other beyond the gradients."""
 
+import atexit
+import gc
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +38,26 @@ def join_processes(backend: str) -> None:
     store = stores.TCPStore(*address, world, is_master=rank == 0 and not hosted)
     prefixed = stores.PrefixStore(f"start-{started}", store)
     distributed.init_process_group(backend, store=prefixed, rank=rank, world_size=world)
+
+
+def close_at_exit() -> None:
+    """Leave the process group before the interpreter ends, on every way out but an error that nobody caught, when
+    others may not answer.
+
+    gloo's threads let go of a collective's tensors after it is done, and need the interpreter for it: where it is gone
+    by then the process aborts. They end with the group, and that with the last model that holds it.
+    """
+    if distributed.is_initialized():
+        atexit.unregister(_close)
+        atexit.register(_close)
+
+
+def _close() -> None:
+    if hasattr(sys, "last_type"):
+        return
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    gc.collect()
 
 
 def send_in_bf16(model: DistributedDataParallel) -> None:

@@ -25,6 +25,7 @@ import torch
 
 from facetclip import faults
 from facetclip.catalog import Catalog, listed_text
+from facetclip.collectives import close_at_exit
 from facetclip.errors import UserError
 from facetclip.images import BadImage, verdict
 from facetclip.model import ModelCard
@@ -164,6 +165,7 @@ def _processes() -> Any:
         state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
     except ValueError as error:
         raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
+    close_at_exit()
     launched = get_int_from_env(["WORLD_SIZE"], 1)
     if state.num_processes != launched:
         raise UserError(f"{launched} processes were launched, but each believes to be one of {state.num_processes}")

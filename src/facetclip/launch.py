@@ -8,7 +8,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from facetclip.collectives import join_processes, send_in_bf16
+from facetclip.collectives import close_at_exit, join_processes, send_in_bf16
 from facetclip.config import RunConfig
 from facetclip.engine import Engine
 from facetclip.errors import UserError
@@ -39,6 +39,7 @@ def make_accelerator() -> Accelerator:
             accelerator = Accelerator(cpu=not gpu)
     except (ValueError, ImportError) as error:
         raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
+    close_at_exit()
     kind = accelerator.distributed_type
     for name, wanted in SHARDED.items():
         if _asked(name) and kind != wanted:
