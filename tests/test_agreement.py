@@ -93,7 +93,10 @@ class Waits(TorchDispatchMode):
 
 def waits(run: RunConfig, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Trainer], None] | None = None) -> Waits:
     # On a processor photos are augmented one by one, by plain numbers.
-    monkeypatch.setattr(augmentation_module, "one_by_one", augmentation_module.together)
+    together = augmentation_module.together
+    monkeypatch.setattr(
+        augmentation_module, "one_by_one", lambda pixels, turned, _, shown: together(pixels, turned, shown)
+    )
     monkeypatch.setattr(agreement_module, "WITHIN", 1e9)  # however busy this machine is
     trainer = Trainer(run, make_accelerator())
     trainer.quiet = True
