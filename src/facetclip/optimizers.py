@@ -65,8 +65,9 @@ class SGD(torch.optim.Optimizer):
                 if weight.grad is not None:
                     usable = weight.grad if left_out is None else weight.grad.masked_fill(left_out > 0, 0.0)
                     direction = self._direction(weight, usable, group, moving)
-                    weight.mul_(1 - moving * group["lr"] * group["weight_decay"])
-                    weight.sub_(direction * (moving * group["lr"]))
+                    if group["weight_decay"]:
+                        weight.mul_(1 - moving * group["lr"] * group["weight_decay"])
+                    weight.add_(direction if left_out is None else direction * moving, alpha=-group["lr"])
         return loss
 
     def _direction(self, weight: Tensor, gradient: Tensor, group: dict[str, Any], moving: Tensor | float) -> Tensor:
