@@ -312,7 +312,9 @@ def _decoded(data: bytes, image: Image.Image, eighths: int) -> Image.Image:
     """The pixels of the opened image, decoded to its last byte; a JPEG at so many eighths of its size."""
     if image.format in _JPEG and image.mode in _CODED:
         found = _decoded_jpeg(data, image, eighths)
-        return Image.frombuffer(image.mode, found.shape[1::-1], found, "raw", _RAW[image.mode], 0, 1)
+        pixels = Image.new(image.mode, found.shape[1::-1], None)  # `frombuffer` would fill it with black first
+        pixels.frombytes(found.data, "raw", _RAW[image.mode])
+        return pixels
     with _decoding():
         image.load()
     return image
