@@ -123,6 +123,18 @@ def test_balancing_several_patchy_attributes_brings_each_to_even_where_the_cap_a
         assert distance(column, np.arange(20_000)) > 0.2
 
 
+def test_items_with_the_same_labels_are_counted_not_repeated() -> None:
+    """Expected draws of each kind of item, with how many there are, are those found from every item."""
+    labels = {f"a{i}": skewed(5_000, 4, seed=20 + i, gaps=0.5) for i in range(3)}
+    items = np.stack([column + 1 for column in labels.values()])
+    kinds, of, sizes = np.unique(items, axis=1, return_inverse=True, return_counts=True)
+    spec = SamplingSpec(16, max_repeats=3)
+    counted = expected_draws(list(kinds), sizes, 4_800, spec, seed=0)
+    repeated = expected_draws(list(items), np.ones(5_000), 4_800, spec, seed=0)
+    assert counted[of.ravel()] == pytest.approx(repeated, rel=1e-6)
+    assert counted @ sizes == pytest.approx(4_800)
+
+
 def test_no_reweighting_under_the_cap_is_closer_to_even_than_ours_by_much() -> None:
     """Against the optimum of the summed distance, a linear programme over the items of a small table."""
     from scipy.optimize import linprog
@@ -133,7 +145,7 @@ def test_no_reweighting_under_the_cap_is_closer_to_even_than_ours_by_much() -> N
     useful = np.any([code > 0 for code in codes], axis=0)
     codes = [code[useful] for code in codes]
     draws = float(useful.sum() // 16 * 16)
-    ours = expected_draws([code.astype(np.int16) for code in codes], int(draws), spec, seed=0)
+    ours = expected_draws(codes, np.ones(len(codes[0])), int(draws), spec, seed=0)
     items = len(ours)
 
     def strays(weights: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 1. Every item gets an expected number of draws, by iterative proportional fitting (raking, Deming and Stephan 1940) of
    one factor a value, until every attribute's labelled draws are spread as the strategy asks, no item above
-   `max_repeats`.
+   `max_repeats`. Items with the same labels are drawn alike, so it is done once for all of them.
 2. Whole numbers of draws come from systematic sampling (Madow 1949) over the items sorted by their labels, so no
    value's count strays from its share by more than one. The start moves on by the golden ratio from epoch to epoch,
    which visits the items of frequent values in turn instead of leaving some out by chance.
@@ -23,7 +23,7 @@ from facetclip.windows import deal_in_windows, shard_places, windows_of
 Strategy = Literal["balanced", "square_root", "natural"]
 POWERS: dict[Strategy, float] = {"balanced": 0.0, "square_root": 0.5, "natural": 1.0}
 ROUNDS = 60  # of raking; one attribute converges in one, ten with gaps in some ten
-FULL_ROUNDS = 3  # over all items, after the factors were fitted on a sample of them
+FULL_ROUNDS = 3  # over all kinds of items, after the factors were fitted on a sample of them
 SAMPLE = 200_000
 TOLERANCE = 2e-3
 FARTHEST = 1e4  # times the cap: where others at their cap leave a value short, its factor would grow for ever
@@ -77,14 +77,22 @@ def plan_epoch(
     codes = [_codes(column) for column in balanced]
     key = _sort_key([*codes, *map(_codes, others)])
     product = _numbered(products[useful])
-    order = _sorted(key, product, _stream(seed, 0, ORDER))
+    order = _shuffled(product, _stream(seed, 0, ORDER))
+    order = order[np.argsort(_narrow(key[order]), kind="stable")]
+    kinds = _runs(key[order])
     draws = steps * spec.batch
-    even = np.full(len(useful), draws / len(useful))
-    expected = even if natural else expected_draws(codes, draws, spec, seed=seed)
+    if natural:
+        expected = np.full(len(kinds), draws / len(useful))
+    else:
+        first = order[np.cumsum(kinds) - kinds]
+        expected = expected_draws([code[first] for code in codes], kinds, draws, spec, seed=seed)
     offset = (_stream(seed, 0, OFFSET).random() + epoch * GOLDEN) % 1
-    counts = systematic_counts(expected[order], draws, offset)
-    drawn = np.repeat(order, counts)
-    deck = drawn[_sorted(key[drawn], product[drawn], _stream(seed, epoch, DEAL))]
+    counts, kind = np.empty(len(order), dtype=np.int32), np.empty(len(order), dtype=np.int32)
+    counts[order] = systematic_counts(np.repeat(expected, kinds), draws, offset)
+    kind[order] = np.repeat(np.arange(len(kinds), dtype=np.int32), kinds)
+    drawn = _shuffled(product, _stream(seed, epoch, DEAL))
+    drawn = np.repeat(drawn, counts[drawn])
+    deck = drawn[_in_order(kind[drawn])]
     alike, random = codes[0], _stream(seed, epoch, BATCH)
     if spec.window is None or shards is None:
         within, dealt = None, deck.reshape(spec.batch, steps)[:, random.permutation(steps)]
@@ -143,11 +151,20 @@ def _numbered(products: np.ndarray) -> np.ndarray:
     return np.unique(products, return_inverse=True)[1].astype(np.int32)
 
 
-def _sorted(key: np.ndarray, product: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The order by `key`, products shuffled within equal keys, views of one product side by side."""
-    place = random.permutation(int(product.max(initial=0)) + 1).astype(np.int32)
-    by_product = np.argsort(place[product], kind="stable")
-    return by_product[np.argsort(_narrow(key[by_product]), kind="stable")]
+def _shuffled(product: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """int64 [n]: the items, products in random order, the views of one side by side."""
+    sizes = np.bincount(product)
+    turns = random.permutation(len(sizes))
+    shift = (np.cumsum(sizes) - sizes)[turns]
+    sizes = sizes[turns]
+    shift -= np.cumsum(sizes) - sizes
+    return np.argsort(product, kind="stable")[np.repeat(shift, sizes) + np.arange(len(product))]
+
+
+def _runs(key: np.ndarray) -> np.ndarray:
+    """int64 [runs]: the lengths of the runs of equal neighbours."""
+    ends = np.flatnonzero(key[1:] != key[:-1]) + 1
+    return np.diff(ends, prepend=0, append=len(key))
 
 
 def _narrow(key: np.ndarray) -> np.ndarray:
@@ -156,26 +173,37 @@ def _narrow(key: np.ndarray) -> np.ndarray:
     return key.astype(np.uint16 if most < 2**16 else np.uint32 if most < 2**32 else np.int64)
 
 
-def expected_draws(codes: Sequence[np.ndarray], draws: int, spec: SamplingSpec, *, seed: int) -> np.ndarray:
-    """Expected draws of each item [n], summing to `draws`, none above `spec.max_repeats`.
+def _in_order(key: np.ndarray) -> np.ndarray:
+    """As a stable argsort of `key` [n], 32 bits: by its lower half, then by its upper, each a radix sort."""
+    order = np.argsort(key.astype(np.uint16), kind="stable")
+    return order[np.argsort((key >> 16).astype(np.uint16)[order], kind="stable")]
+
+
+def expected_draws(
+    codes: Sequence[np.ndarray], sizes: np.ndarray, draws: int, spec: SamplingSpec, *, seed: int
+) -> np.ndarray:
+    """Expected draws of an item of each kind [kinds], summing to `draws` over all items, none above `spec.max_repeats`.
 
     An item's is the product of one factor for each of its values, cut off at the cap; the factors are those at which
     each attribute's labelled draws are spread as the strategy asks, as far as the others and the cap allow. Of many
-    items a sample settles the factors, and a few rounds over all of them what the sample got wrong. `codes`: per
-    attribute [n], 0 where unlabelled.
+    kinds a sample settles the factors, and a few rounds over all of them what the sample got wrong. `codes`: per
+    attribute [kinds], 0 where unlabelled; `sizes` [kinds]: the items with these labels.
     """
-    items, cap = len(codes[0]), float(spec.max_repeats)
-    shares = [_shares(np.bincount(code)[1:], spec.strategy) for code in codes]
-    weight = np.full(items, draws / items)
-    if items > 2 * SAMPLE:
-        sample = _stream(seed, 0, FIT).integers(0, items, SAMPLE)
-        factors = _rake([code[sample] for code in codes], shares, weight[sample], cap, ROUNDS)
+    ends, cap = np.cumsum(sizes), float(spec.max_repeats)
+    items, many = int(ends[-1]), len(sizes) > 2 * SAMPLE
+    shares = [_shares(np.bincount(code, sizes)[1:], spec.strategy) for code in codes]
+    weight = np.full(len(sizes), draws / items)
+    if many:
+        sample = np.searchsorted(ends, _stream(seed, 0, FIT).integers(0, items, SAMPLE), side="right")
+        sampled = [code[sample].astype(np.intp) for code in codes]
+        factors = _rake(sampled, shares, weight[sample], np.ones(SAMPLE), cap, ROUNDS)
         for code, factor in zip(codes, factors, strict=True):
             weight *= factor[code]
-    weight *= _level(weight, cap, draws)
-    _rake(codes, shares, weight, cap, ROUNDS if items <= 2 * SAMPLE else FULL_ROUNDS)
+    sizes = sizes.astype(np.float64)
+    weight *= _level(weight, sizes, cap, draws)
+    _rake(codes, shares, weight, sizes, cap, FULL_ROUNDS if many else ROUNDS)
     for _ in range(2):  # the second for what rounding left
-        weight *= _level(weight, cap, draws)
+        weight *= _level(weight, sizes, cap, draws)
         np.minimum(weight, cap, out=weight)
     return weight
 
@@ -187,16 +215,21 @@ def _shares(counts: np.ndarray, strategy: Strategy) -> np.ndarray:
 
 
 def _rake(
-    codes: Sequence[np.ndarray], shares: Sequence[np.ndarray], weight: np.ndarray, cap: float, rounds: int
+    codes: Sequence[np.ndarray],
+    shares: Sequence[np.ndarray],
+    weight: np.ndarray,
+    sizes: np.ndarray,
+    cap: float,
+    rounds: int,
 ) -> list[np.ndarray]:
     """The factors, per attribute [1 + values], that `weight` was multiplied by, in place; it is not cut at `cap`."""
-    total = np.minimum(weight, cap).sum()
+    total = float(np.minimum(weight, cap) @ sizes)
     factors = [np.ones(len(share) + 1) for share in shares]
-    most = [np.bincount(code, minlength=len(share) + 1)[1:] * cap for code, share in zip(codes, shares, strict=True)]
+    most = [np.bincount(code, sizes, len(share) + 1)[1:] * cap for code, share in zip(codes, shares, strict=True)]
     for _ in range(rounds):
         worst = 0.0
         for code, share, room, factor in zip(codes, shares, most, factors, strict=True):
-            mass = np.bincount(code, weights=np.minimum(weight, cap), minlength=len(share) + 1)[1:]
+            mass = np.bincount(code, np.minimum(weight, cap) * sizes, len(share) + 1)[1:]
             wanted = _poured(share, room, mass.sum())
             step = np.ones(len(share) + 1)
             step[1:] = np.where(mass > 0, wanted / np.maximum(mass, 1e-300), 1.0)
@@ -205,7 +238,7 @@ def _rake(
             weight *= step[code]
             np.minimum(weight, cap * FARTHEST, out=weight)
             worst = max(worst, float(np.abs(step - 1).max()))
-        weight *= _level(weight, cap, total)
+        weight *= _level(weight, sizes, cap, total)
         if worst <= TOLERANCE:
             break
     return factors
@@ -225,16 +258,15 @@ def _poured(share: np.ndarray, room: np.ndarray, total: float) -> np.ndarray:
     return spread
 
 
-def _level(weight: np.ndarray, cap: float, total: float) -> float:
-    """The factor at which the weights, each cut off at `cap`, sum to `total` (water filling)."""
+def _level(weight: np.ndarray, sizes: np.ndarray, cap: float, total: float) -> float:
+    """The factor at which the weights, each cut off at `cap`, sum to `total` over all items (water filling)."""
     level = 1.0
     for _ in range(12):
-        limit = cap / level
-        free = weight < limit
+        free = sizes * (weight < cap / level)
         mass = float(weight @ free)
         if mass <= 0:
             break
-        step = (total - cap * (len(weight) - np.count_nonzero(free))) / mass / level
+        step = (total - cap * (sizes - free).sum()) / mass / level
         level *= max(step, 0.1)
         if abs(step - 1) < 1e-6:
             break
