@@ -89,7 +89,7 @@ def measured(index: ShardIndex, truth: dict[str, np.ndarray], reader: AttributeR
         together = products if name in reader.card.by_product else None
         gaps = (labels < 0) & (real >= 0)
         for way, listed in (("ours", labels), ("photos alone", None)):
-            shown, sure = shipped_answers(attribute, noisy, calibration, together, listed)
+            shown, sure, _ = shipped_answers(attribute, noisy, calibration, together, listed)
             cut = cutoff(reader.card.cutoffs[name], PRECISION, sure[gaps])
             given = gaps & (sure >= cut) if cut is not None else np.zeros_like(gaps)
             ours[way][name] = {

@@ -99,17 +99,15 @@ def test_what_a_cell_lists_itself_has_no_say_in_its_answer() -> None:
     products, read = np.repeat(np.arange(40), 3), random.dirichlet(np.ones(3), 120)
     labels = np.where(random.random(120) < 0.3, -1, products % 3)
     noise = word_noise(SHAPE, labels, products)
-    _, sure = shipped_answers(SHAPE, read, Calibration(), products, labels)
+    _, sure, word = shipped_answers(SHAPE, read, Calibration(), products, labels)
     for place in range(120):
         emptied = labels.copy()
         emptied[place] = -1
-        gap = with_word(
-            fused(read, products, multi_valued=False),
-            listed_values(SHAPE, of_siblings(emptied, products)),
-            noise,
-            multi_valued=False,
-        )
+        others = of_siblings(emptied, products)
+        photos = fused(read, products, multi_valued=False)
+        gap = with_word(photos, listed_values(SHAPE, others), noise, multi_valued=False)
         assert gap[place].max() == pytest.approx(sure[place])
+        assert word[place] == others[place]
 
 
 def test_certainty_that_the_table_contradicts_is_not_believed() -> None:

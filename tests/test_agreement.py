@@ -47,9 +47,7 @@ def run_of(shop: Path, name: str, **changes: dict[str, Any]) -> RunConfig:
         "checkpoint": {"every": 100},
         "output": {"folder": str(shop / name)},
     }
-    for section, keys in changes.items():
-        sections[section] = sections.get(section, {}) | keys
-    return make_run(shop, **sections)
+    return make_run(shop, sections, **changes)
 
 
 class Waits(TorchDispatchMode):

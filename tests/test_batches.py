@@ -15,6 +15,7 @@ from small_shop import SCHEMA, make_shards
 from facetclip.augmentation import DRAWS, crops
 from facetclip.batches import PixelReader, ahead, decoding_threads, uniforms
 from facetclip.config import Augmentation
+from facetclip.feed import Portion
 from facetclip.index import open_index, write_index
 
 
@@ -80,11 +81,12 @@ def test_a_process_decodes_by_its_share_of_the_processors(monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU")
 def test_photos_for_a_gpu_lie_where_it_can_fetch_them(tmp_path: Path) -> None:
-    index = make_shards(tmp_path, 6)
-    pinned, plain = (PixelReader(index, 24, "pad", pinned=pinned).pixels(np.arange(6)) for pinned in (True, False))
+    batch = PixelReader(make_shards(tmp_path, 6), 24, "pad").batch(np.arange(6))
+    plain = Portion(step=0, batch=batch, draws=torch.zeros(6, DRAWS), count=6.0)
+    pinned = plain.pinned().batch.inputs
     assert pinned.is_pinned()
-    assert not plain.is_pinned()
-    assert torch.equal(pinned.cuda(non_blocking=True).cpu(), plain)
+    assert pinned.stride() == batch.inputs.stride()
+    assert torch.equal(pinned.cuda(non_blocking=True).cpu(), batch.inputs)
 
 
 def resident_bytes() -> int:

@@ -66,9 +66,7 @@ def run_of(shop: Path, name: str, **changes: dict[str, Any]) -> RunConfig:
         "checkpoint": {"every": 3},
         "output": {"folder": str(shop / name)},
     }
-    for section, keys in changes.items():
-        sections[section] = sections.get(section, {}) | keys
-    return make_run(shop, **sections)
+    return make_run(shop, sections, **changes)
 
 
 def training(run: RunConfig) -> Callable[[], int]:

@@ -23,8 +23,9 @@ from facetclip.trainer import Trainer
 ROOT = Path(__file__).parents[1]
 
 
-def make_run(folder: Path, **changes: dict[str, Any]) -> RunConfig:
-    """A run over the shards in folder/shards: SGD, so that a wrong factor in the gradient shows."""
+def make_run(folder: Path, *given: dict[str, dict[str, Any]], **changes: dict[str, Any]) -> RunConfig:
+    """A run over the shards in folder/shards, changed as it is `given` and then by `changes`: SGD, so that a wrong
+    factor in the gradient shows."""
     table: dict[str, dict[str, Any]] = {
         "data": {"shards": str(folder / "shards")},
         "model": {"new": SHAPE.model_dump()},
@@ -34,8 +35,9 @@ def make_run(folder: Path, **changes: dict[str, Any]) -> RunConfig:
         "checkpoint": {"every": 5},
         "output": {"folder": str(folder / "run")},
     }
-    for section, values in changes.items():
-        table[section] = table.get(section, {}) | values
+    for sections in (*given, changes):
+        for section, values in sections.items():
+            table[section] = table.get(section, {}) | values
     return validated(RunConfig, table, "run.toml")
 
 

@@ -99,20 +99,23 @@ def shipped_answers(
     calibration: Calibration,
     products: np.ndarray | None,
     labels: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`answers` of `probabilities` [n, values] as the gaps of a catalog are filled with them: by what the photo shows,
-    with `products` [n] by all photos of a product together, and with `labels` [n] by what its other rows list, too.
+    with `products` [n] by all photos of a product together, and with `labels` [n] by what its other rows list, too;
+    and that word of theirs, a label [n], UNLABELLED where it was not asked for.
 
     What a row lists itself never counts, so that labelled rows tell how gaps are answered.
     """
+    word = np.full(len(probabilities), UNLABELLED)
     multi = attribute.multi_valued
     read = without_noise(probabilities, calibration, multi_valued=multi)
     if products is not None:
         read = fused(read, products, multi_valued=multi)
     if products is not None and labels is not None:
-        listed = listed_values(attribute, of_siblings(labels, products))
-        read = with_word(read, listed, word_noise(attribute, labels, products), multi_valued=multi)
-    return answers(attribute, read)
+        word = of_siblings(labels, products)
+        noise = word_noise(attribute, labels, products)
+        read = with_word(read, listed_values(attribute, word), noise, multi_valued=multi)
+    return *answers(attribute, read), word
 
 
 def of_product(labels: np.ndarray, products: np.ndarray) -> bool:

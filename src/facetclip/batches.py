@@ -55,23 +55,12 @@ class PixelReader:
     """Reads photos as squares.
 
     `often`: how many photos will be read again and again; where CACHE_BYTES hold as many squares, photos stay in memory
-    as they were decoded, as many as fit. `threads`: that decode, `decoding_threads()` where None. `pinned`: squares
-    lie where a GPU can fetch them itself, while the processor goes on.
+    as they were decoded, as many as fit. `threads`: that decode, `decoding_threads()` where None.
     """
 
-    def __init__(
-        self,
-        index: ShardIndex,
-        size: int,
-        fit: Fit,
-        *,
-        often: int = 0,
-        threads: int | None = None,
-        pinned: bool = False,
-    ) -> None:
+    def __init__(self, index: ShardIndex, size: int, fit: Fit, *, often: int = 0, threads: int | None = None) -> None:
         self.index, self.size = index, size
         self.fit: Fit = fit
-        self._pinned = pinned
         self._pool = ThreadPoolExecutor(threads or decoding_threads(), thread_name_prefix="decode")
         self._kept: dict[int, np.ndarray] = {}
         self._room = CACHE_BYTES if 0 < often * size * size * 3 <= CACHE_BYTES else 0  # bytes
@@ -95,12 +84,7 @@ class PixelReader:
     def pixels(self, rows: np.ndarray, crops: np.ndarray | None = None) -> Tensor:
         """Photos of `rows`, or what `crops` [n, 3] keep of them (`augmentation.crops`): uint8 [n, 3, size, size], the
         channels of a pixel side by side in memory."""
-        shape = (len(rows), self.size, self.size, 3)
-        if self._pinned:
-            photos = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        else:
-            photos = torch.from_numpy(np.empty(shape, dtype=np.uint8))
-        out, wanted = photos.numpy(), rows.tolist()
+        out, wanted = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8), rows.tolist()
         kept = [WHOLE] * len(rows) if crops is None else crops.tolist()
 
         def put(first: int) -> None:
@@ -110,7 +94,7 @@ class PixelReader:
 
         for _ in self._pool.map(put, range(0, len(wanted), AT_ONCE)):
             pass
-        return photos.permute(0, 3, 1, 2)
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
         """The same portions; shards that must be brought from elsewhere come ahead of them."""

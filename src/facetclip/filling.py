@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facetclip.abstention import Cutoff, cutoff, of_siblings, shipped_answers
+from facetclip.abstention import Cutoff, cutoff, shipped_answers
 from facetclip.calibration import Calibration
 from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
 from facetclip.errors import UserError
@@ -31,7 +31,7 @@ from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output, parted
 from facetclip.remote import Absent
-from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Attribute, Schema, read_schema
+from facetclip.schema import NOT_APPLICABLE, Attribute, Schema, read_schema
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
 TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
@@ -156,8 +156,7 @@ def _read(
         read, calibration = flat.reshape(len(rows), len(attribute.values)), card.calibration.get(name, Calibration())
         together = products[rows] if name in card.by_product else None
         listed = labels[name][rows] if together is not None and name in labels else None
-        shown, sure = shipped_answers(attribute, read, calibration, together, listed)
-        word = np.full(len(rows), UNLABELLED) if together is None or listed is None else of_siblings(listed, together)
+        shown, sure, word = shipped_answers(attribute, read, calibration, together, listed)
         applies = ~mine.column("not_applicable").to_numpy()
         answer = labels_of(attribute, shown)
         found[name] = _placed(len(table), rows, _Read(answer, sure, applies, (word >= 0) & (answer == word)))

@@ -143,7 +143,7 @@ def promises(asked: Questions, answered: Answered) -> dict[str, tuple[Promise, .
         calibration = answered.card.calibration.get(name, Calibration())
         together = asked.products if name in answered.card.by_product else None
         read = answered.scores.probabilities[name]
-        shown, sure = shipped_answers(attribute, read, calibration, together, asked.labels[name])
+        shown, sure, _ = shipped_answers(attribute, read, calibration, together, asked.labels[name])
         right, open_to = (shown == listed).all(axis=1), known & ~excluded.get(name, np.zeros_like(known))
         found[name] = tuple(
             _promise(target, threshold, open_to & (sure >= threshold), right, asked.products, int(known.sum()))

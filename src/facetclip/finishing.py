@@ -90,7 +90,7 @@ def cutoffs_of(
             continue
         calibration, labels = judgement.calibration[name], index.labels[name][rows]
         read = probabilities(logits[:, part], calibration, multi_valued=attribute.multi_valued)
-        shown, sure = shipped_answers(attribute, read, calibration, products if name in together else None, labels)
+        shown, sure, _ = shipped_answers(attribute, read, calibration, products if name in together else None, labels)
         listed = listed_values(attribute, labels)
         known = listed.any(axis=1)
         right = (shown == listed).all(axis=1)

@@ -55,9 +55,11 @@ def cropped_square(pixels: np.ndarray, size: int, fit: Fit, crop: Sequence[float
     left, top = (int(place * (edge - side + 1)) for place in crop[1:])
     columns, across = _seen((width - edge) // 2 + left, side, width, size)
     rows, down = _seen((height - edge) // 2 + top, side, height, size)
+    part = pixels[rows.start : rows.stop, columns.start : columns.stop]
+    if len(down) == len(across) == size:
+        return _resized(part, size, size).transpose(2, 0, 1)
     square = np.full((size, size, 3), 255, dtype=np.uint8)
     if columns and rows:
-        part = pixels[rows.start : rows.stop, columns.start : columns.stop]
         square[down.start : down.stop, across.start : across.stop] = _resized(part, len(down), len(across))
     return square.transpose(2, 0, 1)
 

@@ -109,8 +109,8 @@ class Trainer:
         """Photos, or where nothing changes them on their way through the image tower their features."""
         train, validation = training_rows(self.run, self.index), self.index.rows("validation")
         size, fit = self.reader.preprocessing.size, self.reader.preprocessing.fit
-        gpu, both = self.accelerator.device.type == "cuda", np.union1d(train, validation)
-        pixels = PixelReader(self.index, size, fit, often=len(both), threads=self.run.loading.threads, pinned=gpu)
+        both = np.union1d(train, validation)
+        pixels = PixelReader(self.index, size, fit, often=len(both), threads=self.run.loading.threads)
         if not (self.run.tuning.cache and self.run.tuning.mode in FROZEN_IMAGES):
             return pixels
         every = np.union1d(self.index.rows("train"), validation)  # so that runs on fewer labels share them
