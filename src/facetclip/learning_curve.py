@@ -4,7 +4,7 @@ Intervals are 95% intervals of the mean over seeds. The law of a curve is `score
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -288,17 +288,23 @@ def _needed(own: Sequence[Point], metric: Metric, law: PowerLaw, target: float) 
     seeds, seed_of = np.unique([point.seed for point in trained], return_inverse=True)
     found, limit, ends = law.items_for(target), FARTHEST * sizes.max(), [math.inf, math.inf]
     if len(seeds) > 1:
-        picks = np.random.default_rng(0).integers(0, len(seeds), (RESAMPLES, len(seeds)))
-        counts = (picks[:, :, None] == np.arange(len(seeds))).sum(axis=1)
-        kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)  # few seeds give few different resamples
-        reached = _resampled(sizes, scores, kinds[:, seed_of].astype(float), target)[kind_of]
-        low, high = np.sort(reached)[[RESAMPLES // 40, -1 - RESAMPLES // 40]]
+        low, high = _between(sizes, scores, seed_of, target)
         ends = [min(low, found), max(high, found)]
         if found <= limit:
             # Resampling few seeds gives too narrow an interval: widened as t and the unbiased variance would.
             wider = _t_quantile(len(seeds) - 1) / Z * math.sqrt(len(seeds) / (len(seeds) - 1))
             ends = [max(1.0, found * (end / found) ** wider) if end <= limit else math.inf for end in ends]
     return tuple(math.ceil(size - 1e-9) if size <= limit else None for size in (found, *ends))
+
+
+def _between(sizes: np.ndarray, scores: np.ndarray, seed_of: np.ndarray, target: float) -> tuple[float, float]:
+    """The middle 95% of where the law of resampled seeds reaches `target`; `seed_of` [n]: counted from 0."""
+    seeds = int(seed_of.max()) + 1
+    picks = np.random.default_rng(0).integers(0, seeds, (RESAMPLES, seeds))
+    counts = (picks[:, :, None] == np.arange(seeds)).sum(axis=1)
+    kinds, kind_of = np.unique(counts, axis=0, return_inverse=True)  # few seeds give few different resamples
+    reached = np.sort(_resampled(sizes, scores, kinds[:, seed_of].astype(float), target)[kind_of])
+    return reached[RESAMPLES // 40], reached[-1 - RESAMPLES // 40]
 
 
 def _resampled(sizes: np.ndarray, scores: np.ndarray, weights: np.ndarray, target: float) -> np.ndarray:
@@ -362,14 +368,21 @@ def curve_json(points: Sequence[Point], targets: Sequence[float]) -> dict[str, A
     """Points, levels, laws and forecasts by metric, in plain JSON types; who asks has the largest measured size."""
     plain = [Point(int(p.items), int(p.seed), p.attribute, float(p.accuracy), float(p.macro_f1)) for p in points]
     have = {name: max(p.items for p in plain if p.attribute == name) for name in attributes_of(plain)}
-    found: dict[str, Any] = {"points": [asdict(point) for point in plain], "levels": {}, "laws": {}, "forecasts": {}}
-    for metric in METRIC_NAMES:
-        laws = {name: law_of(plain, name, metric) for name in have}
-        told = [forecast(plain, name, metric, float(t), have=size) for name, size in have.items() for t in targets]
-        found["levels"][metric] = [asdict(level) for level in levels(plain, metric)]
-        found["laws"][metric] = {name: asdict(law) if law else None for name, law in laws.items()}
-        found["forecasts"][metric] = [asdict(each) for each in told]
-    return found
+    parts = {metric: _metric_json(plain, metric, have, targets) for metric in METRIC_NAMES}
+    named = {part: {metric: each[part] for metric, each in parts.items()} for part in ("levels", "laws", "forecasts")}
+    return {"points": [asdict(point) for point in plain], **named}
+
+
+def _metric_json(
+    points: Sequence[Point], metric: Metric, have: Mapping[str, int], targets: Sequence[float]
+) -> dict[str, Any]:
+    laws = {name: law_of(points, name, metric) for name in have}
+    told = [forecast(points, name, metric, float(t), have=size) for name, size in have.items() for t in targets]
+    return {
+        "levels": [asdict(level) for level in levels(points, metric)],
+        "laws": {name: asdict(law) if law else None for name, law in laws.items()},
+        "forecasts": [asdict(each) for each in told],
+    }
 
 
 def caption_spreads(arms: Sequence[Arm], metric: Metric) -> dict[tuple[str, str], Spread]:

@@ -68,13 +68,15 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
 def _train(
     run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: bool, allow: Collection[str]
 ) -> RunOutcome:
-    for name in (MARKER, *(MADE if fresh and accelerator.is_main_process else ())):
+    main = accelerator.is_main_process
+    for name in (MARKER, *(MADE if fresh and main else ())):
         remove(folder / name)
     accelerator.wait_for_everyone()
     trainer = Trainer(run, accelerator)
-    if accelerator.is_main_process:
+    if main:
         count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
-    tracker = trainer.tracker = start_tracker(trainer.run, folder) if accelerator.is_main_process else None
+        trainer.tracker = start_tracker(trainer.run, folder)
+    tracker = trainer.tracker
     status = "FAILED"
     try:
         result, judgement = fit(trainer, allow)
@@ -82,11 +84,11 @@ def _train(
         status = "FINISHED"
     except Interrupted as stop:
         status = "KILLED"
-        if accelerator.is_main_process:
+        if main:
             write_whole(folder / MARKER, f"{stop}\n".encode())
         raise
     finally:
-        if accelerator.is_main_process:
+        if main:
             trainer.goodput.store(ended=status != "FAILED")
             trainer.say(str(trainer.goodput))
         if tracker:

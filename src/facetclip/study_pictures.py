@@ -122,16 +122,15 @@ def _draw_metric(axes: Any, own: Sequence[Point], metric: Metric, shift: float, 
     if any(level.seeds > 1 for level in trained):
         single = [(point.items * shift, getattr(point, metric)) for point in own if point.items]
         axes.scatter(*zip(*single, strict=True), s=9, color=colour, alpha=0.3, linewidths=0, label="one seed")
+    sizes = np.array([level.items for level in trained])
+    low, means, high = np.array([(level.low, level.mean, level.high) for level in trained]).T
     law = law_of(own, trained[0].attribute, metric)
     if law is None:
-        axes.plot([level.items for level in trained], [level.mean for level in trained], color=colour, linewidth=0.8)
+        axes.plot(sizes, means, color=colour, linewidth=0.8)
     else:
         _draw_law(axes, law, trained, colour, targets)
-    means = np.array([level.mean for level in trained])
-    whiskers = np.abs([means - [level.low for level in trained], [level.high for level in trained] - means])
-    places = [level.items * shift for level in trained]
     style = {"fmt": "o", "color": colour, "markersize": 4.5, "elinewidth": 1.3, "zorder": 3}
-    axes.errorbar(places, means, whiskers, label=METRIC_NAMES[metric], **style)
+    axes.errorbar(sizes * shift, means, (means - low, high - means), label=METRIC_NAMES[metric], **style)
 
 
 def _draw_law(axes: Any, law: PowerLaw, trained: Sequence[Level], colour: str, targets: Sequence[float]) -> None:
