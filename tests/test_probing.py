@@ -19,6 +19,8 @@ SCHEMA = Schema.model_validate(
     }
 )
 
+EMPTY = SCHEMA.attributes["empty"]
+
 
 def shop(items: int = 900, wrong: float = 0.05, seed: int = 0) -> tuple[np.ndarray, dict, dict, np.ndarray]:
     """Unit features that show what is there, labels with a share of them wrong, the truth, and products of two."""
@@ -60,6 +62,19 @@ def test_a_clean_table_is_hardly_doubted():
     features, labels, _, products = shop(wrong=0.0)
     found = judged(features, labels, products)
     assert found["shape"].share < 0.01
+
+
+def test_cells_are_ranked_where_no_noise_was_found():
+    """A reader that is unsure explains every cell, and still contradicts some more than others."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(400, 2))
+    chance = np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)
+    labels = (random.random(400) < chance).astype(np.int64)
+    found = doubts({"empty": logits}, {"empty": labels}, SCHEMA.model_copy(update={"attributes": {"empty": EMPTY}}))
+    told = np.where(labels == 1, chance, 1 - chance)
+    assert found["empty"].calibration.noise == 0
+    assert np.array_equal(np.argsort(-found["empty"].wrong), np.argsort(told))
+    assert found["empty"].share < 0.01
 
 
 def test_no_item_is_read_by_a_probe_that_saw_its_product():

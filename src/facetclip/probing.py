@@ -124,15 +124,18 @@ def doubt(attribute: Attribute, listed: np.ndarray, logits: np.ndarray) -> Doubt
     """What logits [n, values] say of the cells that list `listed`, bool [n, values].
 
     A cell that says anything at random, in `noise` of all, is wrong unless it happens to be right: by Bayes' rule the
-    less probable the photo makes what the cell says, the more probable it is that the cell is one of those.
+    less probable the photo makes what the cell says, the more probable it is that the cell is one of those. Where the
+    fit finds no noise, one cell in all and two is taken to be random (Laplace's rule of succession): photos rank them
+    all the same.
     """
     multi = attribute.multi_valued
     calibration = fit_calibration(logits, listed, multi_valued=multi)
     read = probabilities(logits, Calibration(calibration.temperature), multi_valued=multi)
     told = np.where(listed, read, 1 - read) if multi else (read * listed).sum(axis=1, keepdims=True)
     chance = 0.5 if multi else 1 / listed.shape[1]
-    random = calibration.noise * chance
-    wrong = random * (1 - told) / np.maximum((1 - calibration.noise) * told + random, 1e-12)
+    noise = max(calibration.noise, 1 / (np.count_nonzero(listed.any(axis=1)) + 2))
+    random = noise * chance
+    wrong = random * (1 - told) / ((1 - noise) * told + random)
     whole = 1 - (1 - wrong).prod(axis=1)  # any value of the cell
     whole[~listed.any(axis=1)] = 0.0
     return Doubt(read, whole, float(whole[listed.any(axis=1)].mean()), calibration)
