@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
-    "clip": ["torch", "torchvision", "open_clip_torch>=3.3", "webdataset", "datasets", "transformers", "pillow"],
+    "clip": ["torch", "torchvision", "open_clip_torch>=3.3", "webdataset", "datasets", "transformers[torch]", "pillow"],
     "decoders": ["pillow", "simplejpeg", "opencv-python-headless", "pyvips[binary]", "kornia-rs", "torch", "numpy"],
     "streaming": ["torch", "torchvision", "mosaicml-streaming", "pillow"],
     "img2dataset": ["img2dataset"],
