@@ -1,8 +1,9 @@
 """`facetclip audit`: the cells that the photos contradict, the most doubtful first, and how many are wrong in all.
 
-No model judges what it was trained on. Either linear probes, by turns over folds of products, on the features of a
-model that was not fine-tuned on this catalog (`facetclip.probing`): a minute; or models fine-tuned as a run file says,
-one a fold: as many trainings, and a sharper eye. All processes of a launch train and compute features.
+No model judges what it was trained on. Linear probes do, by turns over folds of products, on the features of a model
+that was not fine-tuned on this catalog (`facetclip.probing`): a minute; and beside them, where a run file says how,
+models fine-tuned so, one a fold: as many trainings, and a sharper eye. Two kinds of reader err in different cells, so
+their log probabilities are averaged. All processes of a launch train and compute features.
 """
 
 from collections.abc import Mapping
@@ -49,8 +50,8 @@ class Audited:
 
 @dataclass(frozen=True)
 class AuditSpec:
-    """How to judge. `model`: a folder, a hub id or `starter`, whose features probes stand on; `run`: fine-tune so in
-    place of probing; `most`: suspects in the queue."""
+    """How to judge. `model`: a folder, a hub id or `starter`, whose features probes stand on; `run`: fine-tune so,
+    too; `most`: suspects in the queue."""
 
     model: str = "starter"
     run: RunConfig | None = None
@@ -73,15 +74,18 @@ def audit(shards: Path | str, out: Path, spec: AuditSpec) -> Audited | None:
     accelerator = make_accelerator()
     start = (spec.run and spec.run.model.start) or spec.model
     features = features_of(index, start, out, accelerator)
-    logits = fine_tuned(index, folds, spec.run, out, accelerator) if spec.run else None
+    tuned = fine_tuned(index, folds, spec.run, out, accelerator) if spec.run else None
     if not accelerator.is_main_process:
         return None
-    found = doubts(logits or probed(features, labels, schema, folds, seed=spec.seed), labels, schema)
+    logits = probed(features, labels, schema, folds, seed=spec.seed)
+    if tuned:
+        logits = {name: (each + tuned[name]) / 2 for name, each in logits.items()}
+    found = doubts(logits, labels, schema)
     ranked = _ranked(index, found)[: spec.most]
     cells = {name: int((labels[name] >= 0).sum()) for name in found}
     wrong = {name: each.share for name, each in found.items()}
     flags = tuple(flag_photos(index, features))
-    judges = f"{start}, fine-tuned" if spec.run else f"probes on {start}"
+    judges = f"probes on {start}" + (f" and {start}, fine-tuned" if spec.run else "")
     facts = {"judges": judges, "folds": spec.folds, "cells": cells, "wrong": {k: round(v, 5) for k, v in wrong.items()}}
     title = f"Cells of {index.name} that the photos contradict"
     queue = tuple(_suggestions(index, found, ranked))

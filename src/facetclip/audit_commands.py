@@ -17,7 +17,7 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value, replaces a setting of the run file")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the queue")
     parser.add_argument("--model", default="starter", help="whose features are judged by: a model not tuned on these")
-    parser.add_argument("--run", type=Path, help="a run file: fine-tune a model for each fold instead of probing")
+    parser.add_argument("--run", type=Path, help="a run file: fine-tune a model for each fold, too")
     parser.add_argument("--folds", type=int, default=FOLDS, help="into which the products are dealt")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--most", type=int, default=MOST, help="suspects in the queue")
