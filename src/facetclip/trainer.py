@@ -186,6 +186,7 @@ class Trainer:
             self._describe()
         if not self.steps:
             self.validate()
+        self._beat()
         with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
             self._settle()
             self._loop()
@@ -220,7 +221,7 @@ class Trainer:
         saved_every = last if self._paced else run.checkpoint.every or last
         intervals = (run.train.log_every, run.validation.every or last, saved_every)
         while not self.patience_is_over:
-            self.progress.beat(self.state.step)
+            self._beat()
             with self.goodput.spend("stall"):
                 portion = next(portions, None)
             if portion is None:
@@ -296,11 +297,14 @@ class Trainer:
         text = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
         self.say(f"step {self.state.step}/{self.steps}  {text}")
 
+    def _beat(self) -> None:
+        self.progress.beat(self.state.step)
+
     def validate(self) -> None:
         """Judge the validation split on all processes; the weights of the lowest loss are exported as the best."""
         rows = self.index.rows("validation")
         with self.goodput.spend("validation"), self.average.applied():
-            logits = read_logits(self.reader, self.inputs, rows, self.accelerator)
+            logits = read_logits(self.reader, self.inputs, rows, self.accelerator, self._beat)
             if not np.isfinite(logits).all():
                 raise UserError(f"step {self.state.step}: the model's answers are no numbers; lower optimizer.lr")
             judgement = judge(logits, self.index.label_matrix(rows), self.index.schema)
@@ -332,7 +336,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint of the present step: what is trained, and how far it is."""
-        self.progress.beat(self.state.step)
+        self._beat()
         began = time.monotonic()
         with self.goodput.spend("checkpoint"):
             main = self.accelerator.is_main_process
