@@ -29,7 +29,7 @@ from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import Feed, Portion, check_run, training_rows
-from facetclip.files import replace_folder
+from facetclip.files import remove, replace_folder
 from facetclip.goodput import Goodput
 from facetclip.gradients import Gradients
 from facetclip.index import ShardIndex, open_index
@@ -64,17 +64,22 @@ class TrainResult:
 
 
 class Trainer:
-    """One run on one process of many. `index`: in place of that of `data.shards`; `tracker` and `quiet` may be set
-    before training."""
+    """One run on one process of many. `index`: in place of that of `data.shards`; `forget`: what goes of the run folder
+    once nothing is left to be refused; `tracker` and `quiet` may be set before training."""
 
     tracker: Tracker | None = None
     quiet = False  # on the terminal
 
-    def __init__(self, run: RunConfig, accelerator: Accelerator, index: ShardIndex | None = None) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        accelerator: Accelerator,
+        index: ShardIndex | None = None,
+        *,
+        forget: Collection[str] = (),
+    ) -> None:
         self.accelerator = accelerator
         self.folder = Path(run.output.folder)
-        self.progress = Progress(self.folder, accelerator.process_index)
-        self.goodput = Goodput(self.folder, self.progress.last.time)
         self.interruption = Interruption()
         self.index = index or open_index(run.data.shards, cache_spec(run.data.cache, run.data.cache_bytes))
         check_run(run, self.index, accelerator.num_processes)
@@ -104,6 +109,17 @@ class Trainer:
         self._saved, self._save_seconds = time.monotonic(), 0.0
         self._paced = run.checkpoint.every is None  # by what saving costs
         self._alarmed, self._loss_before = False, math.inf
+        self._forget(forget)
+        self.progress = Progress(self.folder, accelerator.process_index)
+        self.goodput = Goodput(self.folder, self.progress.last.time)
+
+    def _forget(self, names: Collection[str]) -> None:
+        """Delete what earlier launches made, when all processes have come so far."""
+        if names:
+            self.accelerator.wait_for_everyone()
+            for name in names if self.accelerator.is_main_process else ():
+                remove(self.folder / name)
+            self.accelerator.wait_for_everyone()
 
     def _inputs(self) -> Inputs:
         """Photos, or where nothing changes them on their way through the image tower their features."""
