@@ -212,6 +212,20 @@ def test_a5_changed_science_is_refused_by_name_and_can_be_let_through(
     assert trainer.state.step == STEPS
 
 
+def test_a5_processes_that_see_different_checkpoints_are_refused(shop: Path) -> None:
+    run, other = run_of(shop, "one machine's"), run_of(shop, "another machine's")
+    assert launch(run, 1, "train.step:5").codes == [-signal.SIGKILL]
+
+    def work() -> None:
+        here = run if os.environ["RANK"] == "0" else other
+        Trainer(here, make_accelerator()).resume()
+
+    ended = launch_fleet(shop / "unshared", 2, work)
+    assert ended.codes == [1, 1]
+    for error in ended.errors:
+        assert "processes see different checkpoints (steps 3, none); all need the same run folder" in error
+
+
 def test_a5_changed_data_is_refused(shop: Path, whole: dict[int, RunConfig], tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", 61)
     run = run_of(shop, "whole on 1", data={"shards": str(tmp_path / "shards")})

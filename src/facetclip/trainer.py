@@ -24,7 +24,7 @@ from facetclip.alarms import EARLIEST, collapse_alarm
 from facetclip.averaging import MovingAverage
 from facetclip.batches import Inputs, PixelReader, ahead
 from facetclip.checkpoint import Checkpoint, TrainState, check_science, load_checkpoint, save_checkpoint
-from facetclip.collectives import gather_whole
+from facetclip.collectives import gather_objects, gather_whole
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
@@ -374,8 +374,12 @@ class Trainer:
 
     def resume(self, allow: Collection[str] = ()) -> None:
         """Go on from the newest whole checkpoint of the run folder, if there is one; what `allow` names may have
-        changed meanwhile."""
+        changed meanwhile. UserError where processes do not find the same one."""
         checkpoint = load_checkpoint(self.folder / "checkpoints", warn=self.say)
+        steps = gather_objects(str(checkpoint.state.step) if checkpoint else "none")
+        if len(set(steps)) > 1:
+            seen = f"processes see different checkpoints (steps {', '.join(steps)})"
+            raise UserError(f"{self.folder}: {seen}; all need the same run folder")
         if checkpoint is None:
             return
         check_science(checkpoint.science, self.science, self.folder, allow)
