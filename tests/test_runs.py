@@ -11,6 +11,8 @@ from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.model import save_model
 from facetclip.runs import run_training
+from facetclip.tracking import connector
+from facetclip.trainer import Trainer
 
 OLD = ("best/model.safetensors", "model/model.safetensors", "checkpoints/step-00000004/manifest.json", "goodput.json")
 
@@ -67,3 +69,42 @@ def test_a_run_that_starts_over_takes_nothing_from_the_one_before(shop: Path) ->
     assert [path.name for path in (shop / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert again.result.step <= 2
     assert not (shop / "run" / "stacks.txt").exists()
+
+
+def stop_in_a_step(monkeypatch: pytest.MonkeyPatch, run: RunConfig, error: type[BaseException]) -> None:
+    def stopped(self: Trainer, portion: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", stopped)
+        with pytest.raises(error):
+            run_training(run)
+
+
+def test_refused_and_interrupted_starts_are_no_deaths(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {"steps": 4}
+    run_training(run_of(shop, train=steps))
+    for seed in (1, 2, 3, 4):
+        with pytest.raises(UserError, match=r"cannot resume: train.seed was 5"):
+            run_training(run_of(shop, train=steps | {"seed": seed}))
+    run_training(run_of(shop, train=steps))
+    for _ in range(4):
+        stop_in_a_step(monkeypatch, run_of(shop, output={"folder": str(shop / "stopped")}), KeyboardInterrupt)
+    run_training(run_of(shop, output={"folder": str(shop / "stopped")}))
+
+
+def test_errors_in_training_are_deaths(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(shop)
+    for _ in range(3):
+        stop_in_a_step(monkeypatch, run, RuntimeError)
+    with pytest.raises(UserError, match="3 starts in a row died at step 0"):
+        run_training(run)
+
+
+def test_a_refused_start_is_no_run_in_mlflow(shop: Path, store: str) -> None:
+    run_training(run_of(shop))
+    with pytest.raises(UserError, match="cannot resume"):
+        run_training(run_of(shop, train={"seed": 1}))
+    client = connector(store)()
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert [each.info.status for each in found] == ["FINISHED"]

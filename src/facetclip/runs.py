@@ -71,21 +71,25 @@ def _train(
     remove(folder / MARKER)
     if fresh:
         _check_start(run, folder)
-    accelerator.wait_for_everyone()
     trainer = Trainer(run, accelerator, forget=MADE if fresh else ())
     if main:
         count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
+    _resume(trainer, allow)
+    if main:
         trainer.tracker = start_tracker(trainer.run, folder)
     tracker = trainer.tracker
     status = "FAILED"
     try:
-        result, judgement = fit(trainer, allow)
+        result, judgement = _to_the_end(trainer)
         version = file_results(trainer, judgement, tracker) if tracker and judgement else None
         status = "FINISHED"
     except Interrupted as stop:
         status = "KILLED"
         if main:
             write_whole(folder / MARKER, f"{stop}\n".encode())
+        raise
+    except KeyboardInterrupt:
+        status = "KILLED"
         raise
     finally:
         if main:
@@ -95,6 +99,17 @@ def _train(
             tracker.metrics(trainer.state.step, trainer.goodput.values)
             tracker.finish(status)
     return RunOutcome(folder / "model", result, version)
+
+
+def _resume(trainer: Trainer, allow: Collection[str]) -> None:
+    """Go on where the run folder stopped. A start that is refused is a mistake, which the next one makes good; it is no
+    death of the run."""
+    try:
+        trainer.resume(allow)
+    except (UserError, KeyboardInterrupt):
+        if trainer.accelerator.is_main_process:
+            trainer.goodput.store(ended=True)
+        raise
 
 
 def _check_start(run: RunConfig, folder: Path) -> None:
@@ -113,6 +128,10 @@ def fit(trainer: Trainer, allow: Collection[str] = ()) -> tuple[TrainResult, Jud
     All processes call it; the judgement of the finished model on the validation split is the main one's alone.
     """
     trainer.resume(allow)
+    return _to_the_end(trainer)
+
+
+def _to_the_end(trainer: Trainer) -> tuple[TrainResult, Judgement | None]:
     result = trainer.train()
     judgement, run, index = None, trainer.run, trainer.index
     if trainer.accelerator.is_main_process:
