@@ -44,6 +44,15 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_was_just_saved_stays_where_a_later_one_was_damaged(tmp_path: Path, keep: int) -> None:
+    (save_checkpoint(tmp_path, checkpoint(200), keep=keep) / "state.json").unlink()
+    for step in (50, 100, 150):
+        save_checkpoint(tmp_path, checkpoint(step), keep=keep)
+        assert loaded_step(tmp_path) == step
+    assert len(list(tmp_path.iterdir())) == keep
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_file_is_noticed_and_the_checkpoint_before_is_used(tmp_path: Path, name: str, damage: str) -> None:

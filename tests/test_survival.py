@@ -22,7 +22,9 @@ from test_trainer import make_run
 
 import facetclip.agreement as agreement_module
 import facetclip.trainer as trainer_module
+import facetclip.validation as validation_module
 from facetclip.attempts import count_attempt
+from facetclip.batches import Batch
 from facetclip.checkpoint import Checkpoint, load_checkpoint
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
@@ -210,6 +212,20 @@ def test_a5_changed_science_is_refused_by_name_and_can_be_let_through(
     assert trainer.state.step == STEPS
 
 
+def test_a5_processes_that_see_different_checkpoints_are_refused(shop: Path) -> None:
+    run, other = run_of(shop, "one machine's"), run_of(shop, "another machine's")
+    assert launch(run, 1, "train.step:5").codes == [-signal.SIGKILL]
+
+    def work() -> None:
+        here = run if os.environ["RANK"] == "0" else other
+        Trainer(here, make_accelerator()).resume()
+
+    ended = launch_fleet(shop / "unshared", 2, work)
+    assert ended.codes == [1, 1]
+    for error in ended.errors:
+        assert "processes see different checkpoints (steps 3, none); all need the same run folder" in error
+
+
 def test_a5_changed_data_is_refused(shop: Path, whole: dict[int, RunConfig], tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", 61)
     run = run_of(shop, "whole on 1", data={"shards": str(tmp_path / "shards")})
@@ -347,11 +363,47 @@ def test_b2_a_stuck_process_is_found_and_all_stacks_are_in_one_file(shop: Path, 
     run = run_of(shop, f"stuck by {kind}", watch={"timeout": 3.0})
     ended = launch(run, 2, f"train.step:3={kind}@1", seconds=60)
     assert ended.codes[0] == STUCK
+    assert "(watch.timeout = 3)" in ended.errors[0]
     assert "furthest behind, at step 2: process" in ended.errors[0]
     stacks = (Path(run.output.folder) / STACKS).read_text()
     assert "process 0, step 2" in stacks
     assert "train_step" in stacks
     assert ("process 1, step 2" in stacks) == (kind == "hang")  # one that is stopped says nothing
+
+
+def test_b2_measuring_what_fits_and_a_long_validation_are_not_being_stuck(shop: Path, tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", 60, validation=True)
+    run = run_of(
+        shop,
+        "slow",
+        data={"shards": str(tmp_path / "shards")},
+        train={"steps": 1, "micro_batch": "auto"},
+        watch={"timeout": 3.0},
+    )
+    ended = launch_fleet(tmp_path / "fleet", 1, work_slowly(run))
+    assert ended.codes == [0], ended.errors
+
+
+def work_slowly(run: RunConfig) -> Callable[[], None]:
+    """A training that takes over a second to find out what fits, and .4 s for each of fifteen photos it validates."""
+
+    def work() -> None:
+        validation_module.PORTION = 1
+        trainer = Trainer(run, make_accelerator())
+        fit, batch = trainer.gradients.fit, trainer.inputs.batch
+
+        def slow_fit(*given: Any) -> int:
+            time.sleep(1.5)
+            return fit(*given)
+
+        def slow_batch(rows: np.ndarray, crops: np.ndarray | None = None) -> Batch:
+            time.sleep(0.4 if crops is None else 0.0)  # a photo of the validation split
+            return batch(rows, crops)
+
+        trainer.gradients.fit, trainer.inputs.batch = slow_fit, slow_batch  # type: ignore[method-assign]
+        trainer.train()
+
+    return work
 
 
 @pytest.mark.parametrize("place", ["train.loss", "train.gradient"])

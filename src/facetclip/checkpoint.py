@@ -48,7 +48,8 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write `folder/step-N`, then drop all but the newest `keep`. UserError when the disk is full."""
+    """Write `folder/step-N`, then drop all but it and the `keep` - 1 before it: a run that is at step N has passed over
+    later ones as damaged. UserError when the disk is full."""
     from safetensors.torch import save
 
     target = folder / f"step-{checkpoint.state.step:08d}"
@@ -67,8 +68,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             beside / MANIFEST, json.dumps({name: _digest(content) for name, content in contents.items()}).encode()
         )
     faults.reach("checkpoint.committed")
-    for old in _steps(folder)[keep:]:
-        shutil.rmtree(old)
+    steps = _steps(folder)
+    newest = steps.index(target)
+    for other in (*steps[:newest], *steps[newest + keep :]):
+        shutil.rmtree(other)
     return target
 
 

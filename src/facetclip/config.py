@@ -283,8 +283,8 @@ class Checkpoints(Strict):
 
 
 class Watch(Strict):
-    """`timeout`: seconds without a step (or a validation, or a save) after which a process leaves the stacks of its
-    threads behind and ends; 0 for never."""
+    """`timeout`: seconds without a step (or a few photos of a validation, or a save) after which a process leaves the
+    stacks of its threads behind and ends; 0 for never."""
 
     timeout: NonNegative = 1800.0
 

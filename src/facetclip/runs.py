@@ -1,7 +1,6 @@
 """One run, whole: train under any launcher, track in MLflow, measure the best model, register it."""
 
 import json
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from accelerate import Accelerator
 from facetclip.attempts import RECORD as ATTEMPTS
 from facetclip.attempts import count_attempt
 from facetclip.config import RunConfig
-from facetclip.errors import redacted
+from facetclip.errors import UserError, redacted
 from facetclip.evaluate import evaluate
-from facetclip.files import write_whole
+from facetclip.files import remove, write_whole
 from facetclip.finishing import finish_model
 from facetclip.goodput import RECORD as GOODPUT
 from facetclip.interruption import MARKER, Interrupted
@@ -69,23 +68,28 @@ def _train(
     run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: bool, allow: Collection[str]
 ) -> RunOutcome:
     main = accelerator.is_main_process
-    for name in (MARKER, *(MADE if fresh and main else ())):
-        remove(folder / name)
-    accelerator.wait_for_everyone()
-    trainer = Trainer(run, accelerator)
+    remove(folder / MARKER)
+    if fresh:
+        _check_start(run, folder)
+    trainer = Trainer(run, accelerator, forget=MADE if fresh else ())
     if main:
         count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
+    _resume(trainer, allow)
+    if main:
         trainer.tracker = start_tracker(trainer.run, folder)
     tracker = trainer.tracker
     status = "FAILED"
     try:
-        result, judgement = fit(trainer, allow)
+        result, judgement = _to_the_end(trainer)
         version = file_results(trainer, judgement, tracker) if tracker and judgement else None
         status = "FINISHED"
     except Interrupted as stop:
         status = "KILLED"
         if main:
             write_whole(folder / MARKER, f"{stop}\n".encode())
+        raise
+    except KeyboardInterrupt:
+        status = "KILLED"
         raise
     finally:
         if main:
@@ -97,12 +101,37 @@ def _train(
     return RunOutcome(folder / "model", result, version)
 
 
+def _resume(trainer: Trainer, allow: Collection[str]) -> None:
+    """Go on where the run folder stopped. A start that is refused is a mistake, which the next one makes good; it is no
+    death of the run."""
+    try:
+        trainer.resume(allow)
+    except (UserError, KeyboardInterrupt):
+        if trainer.accelerator.is_main_process:
+            trainer.goodput.store(ended=True)
+        raise
+
+
+def _check_start(run: RunConfig, folder: Path) -> None:
+    """UserError where what the run starts from would go with what it starts over from."""
+    start = run.model.start
+    if start and any(Path(start).resolve().is_relative_to((folder / name).resolve()) for name in MADE):
+        raise UserError(
+            f"model.start = {start!r} is part of what --fresh deletes; copy it to another folder, or take "
+            "another output.folder"
+        )
+
+
 def fit(trainer: Trainer, allow: Collection[str] = ()) -> tuple[TrainResult, Judgement | None]:
     """Train to the end from where the run folder stopped, then write the blended and calibrated model to its `model`.
 
     All processes call it; the judgement of the finished model on the validation split is the main one's alone.
     """
     trainer.resume(allow)
+    return _to_the_end(trainer)
+
+
+def _to_the_end(trainer: Trainer) -> tuple[TrainResult, Judgement | None]:
     result = trainer.train()
     judgement, run, index = None, trainer.run, trainer.index
     if trainer.accelerator.is_main_process:
@@ -110,14 +139,6 @@ def fit(trainer: Trainer, allow: Collection[str] = ()) -> tuple[TrainResult, Jud
         start = start_model(run, index) if run.tuning.interpolate and not run.model.new else None
         judgement = finish_model(result.best, model, index, trainer.inputs, start=start, device=device)
     return result, judgement
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def leave(accelerator: Accelerator) -> None:

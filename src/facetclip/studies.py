@@ -20,14 +20,14 @@ from facetclip.config import Form, RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import training_rows
-from facetclip.files import write_whole
+from facetclip.files import remove, write_whole
 from facetclip.index import ShardIndex, open_index
 from facetclip.launch import make_accelerator
 from facetclip.learning_curve import METRIC_NAMES, Arm, Point, captions_table, curve_json, curve_table, forecast
 from facetclip.lease import LEASE, RunLease
 from facetclip.metrics import AttributeMetrics, measure_attribute
 from facetclip.model import AttributeReader, load_model
-from facetclip.runs import fit, leave, remove, start_tracker
+from facetclip.runs import fit, leave, start_tracker
 from facetclip.schema import spans
 from facetclip.scores import reader_digest
 from facetclip.start import start_model

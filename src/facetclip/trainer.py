@@ -24,12 +24,12 @@ from facetclip.alarms import EARLIEST, collapse_alarm
 from facetclip.averaging import MovingAverage
 from facetclip.batches import Inputs, PixelReader, ahead
 from facetclip.checkpoint import Checkpoint, TrainState, check_science, load_checkpoint, save_checkpoint
-from facetclip.collectives import gather_whole
+from facetclip.collectives import gather_objects, gather_whole
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.feed import Feed, Portion, check_run, training_rows
-from facetclip.files import replace_folder
+from facetclip.files import remove, replace_folder
 from facetclip.goodput import Goodput
 from facetclip.gradients import Gradients
 from facetclip.index import ShardIndex, open_index
@@ -64,17 +64,22 @@ class TrainResult:
 
 
 class Trainer:
-    """One run on one process of many. `index`: in place of that of `data.shards`; `tracker` and `quiet` may be set
-    before training."""
+    """One run on one process of many. `index`: in place of that of `data.shards`; `forget`: what goes of the run folder
+    once nothing is left to be refused; `tracker` and `quiet` may be set before training."""
 
     tracker: Tracker | None = None
     quiet = False  # on the terminal
 
-    def __init__(self, run: RunConfig, accelerator: Accelerator, index: ShardIndex | None = None) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        accelerator: Accelerator,
+        index: ShardIndex | None = None,
+        *,
+        forget: Collection[str] = (),
+    ) -> None:
         self.accelerator = accelerator
         self.folder = Path(run.output.folder)
-        self.progress = Progress(self.folder, accelerator.process_index)
-        self.goodput = Goodput(self.folder, self.progress.last.time)
         self.interruption = Interruption()
         self.index = index or open_index(run.data.shards, cache_spec(run.data.cache, run.data.cache_bytes))
         check_run(run, self.index, accelerator.num_processes)
@@ -104,6 +109,17 @@ class Trainer:
         self._saved, self._save_seconds = time.monotonic(), 0.0
         self._paced = run.checkpoint.every is None  # by what saving costs
         self._alarmed, self._loss_before = False, math.inf
+        self._forget(forget)
+        self.progress = Progress(self.folder, accelerator.process_index)
+        self.goodput = Goodput(self.folder, self.progress.last.time)
+
+    def _forget(self, names: Collection[str]) -> None:
+        """Delete what earlier launches made, when all processes have come so far."""
+        if names:
+            self.accelerator.wait_for_everyone()
+            for name in names if self.accelerator.is_main_process else ():
+                remove(self.folder / name)
+            self.accelerator.wait_for_everyone()
 
     def _inputs(self) -> Inputs:
         """Photos, or where nothing changes them on their way through the image tower their features."""
@@ -186,6 +202,7 @@ class Trainer:
             self._describe()
         if not self.steps:
             self.validate()
+        self._beat()
         with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
             self._settle()
             self._loop()
@@ -220,7 +237,7 @@ class Trainer:
         saved_every = last if self._paced else run.checkpoint.every or last
         intervals = (run.train.log_every, run.validation.every or last, saved_every)
         while not self.patience_is_over:
-            self.progress.beat(self.state.step)
+            self._beat()
             with self.goodput.spend("stall"):
                 portion = next(portions, None)
             if portion is None:
@@ -296,11 +313,14 @@ class Trainer:
         text = "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in values.items())
         self.say(f"step {self.state.step}/{self.steps}  {text}")
 
+    def _beat(self) -> None:
+        self.progress.beat(self.state.step)
+
     def validate(self) -> None:
         """Judge the validation split on all processes; the weights of the lowest loss are exported as the best."""
         rows = self.index.rows("validation")
         with self.goodput.spend("validation"), self.average.applied():
-            logits = read_logits(self.reader, self.inputs, rows, self.accelerator)
+            logits = read_logits(self.reader, self.inputs, rows, self.accelerator, self._beat)
             if not np.isfinite(logits).all():
                 raise UserError(f"step {self.state.step}: the model's answers are no numbers; lower optimizer.lr")
             judgement = judge(logits, self.index.label_matrix(rows), self.index.schema)
@@ -332,7 +352,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint of the present step: what is trained, and how far it is."""
-        self.progress.beat(self.state.step)
+        self._beat()
         began = time.monotonic()
         with self.goodput.spend("checkpoint"):
             main = self.accelerator.is_main_process
@@ -354,8 +374,12 @@ class Trainer:
 
     def resume(self, allow: Collection[str] = ()) -> None:
         """Go on from the newest whole checkpoint of the run folder, if there is one; what `allow` names may have
-        changed meanwhile."""
+        changed meanwhile. UserError where processes do not find the same one."""
         checkpoint = load_checkpoint(self.folder / "checkpoints", warn=self.say)
+        steps = gather_objects(str(checkpoint.state.step) if checkpoint else "none")
+        if len(set(steps)) > 1:
+            seen = f"processes see different checkpoints (steps {', '.join(steps)})"
+            raise UserError(f"{self.folder}: {seen}; all need the same run folder")
         if checkpoint is None:
             return
         check_science(checkpoint.science, self.science, self.folder, allow)

@@ -4,7 +4,7 @@ Models are compared by their log loss after calibration: fine-tuning makes a mod
 learning, so the plain loss would keep too early a one, and accuracy or F1 on a small split mostly measure luck.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,23 +32,33 @@ class Judgement:
     values: dict[str, float]
 
 
-def read_logits(reader: AttributeReader, inputs: Inputs, rows: np.ndarray, accelerator: Accelerator) -> np.ndarray:
-    """Logits float32 [n, values of all attributes] of `rows`, read by all processes, the same on every one."""
+def read_logits(
+    reader: AttributeReader,
+    inputs: Inputs,
+    rows: np.ndarray,
+    accelerator: Accelerator,
+    beat: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Logits float32 [n, values of all attributes] of `rows`, read by all processes, the same on every one; `beat` is
+    called after each portion."""
     if not len(rows):
         return np.zeros((0, len(reader.multi)), dtype=np.float32)
     with accelerator.autocast():
-        part = logits_of(reader, inputs, share_of(rows))
+        part = logits_of(reader, inputs, share_of(rows), beat)
     return join_shares(part, len(rows)).cpu().numpy()
 
 
 @torch.no_grad()
-def logits_of(reader: AttributeReader, inputs: Inputs, rows: np.ndarray) -> Tensor:
-    """Logits [n, values of all attributes] of `rows`, by this process alone."""
+def logits_of(
+    reader: AttributeReader, inputs: Inputs, rows: np.ndarray, beat: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Logits [n, values of all attributes] of `rows`, by this process alone; `beat` is called after each portion."""
     reader.eval()
     parts = [torch.zeros(0, len(reader.multi), device=reader.device)]
     portions = [rows[start : start + PORTION] for start in range(0, len(rows), PORTION)]
     for batch in ahead(inputs.batch, inputs.coming(portions, lambda rows: rows)):
         parts.append(torch.cat([each.float() for each in reader(batch.inputs.to(reader.device)).logits], dim=1))
+        beat()
     return torch.cat(parts)
 
 

@@ -1,0 +1,110 @@
+"""A launch of a run: what it refuses, and what it leaves of the launch before."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_shop import make_reader, make_shards
+from test_trainer import make_run
+
+from facetclip.config import RunConfig
+from facetclip.errors import UserError
+from facetclip.model import save_model
+from facetclip.runs import run_training
+from facetclip.tracking import connector
+from facetclip.trainer import Trainer
+
+OLD = ("best/model.safetensors", "model/model.safetensors", "checkpoints/step-00000004/manifest.json", "goodput.json")
+
+
+@pytest.fixture
+def shop(tmp_path: Path, store: str) -> Path:
+    index = make_shards(tmp_path / "shards", 60, validation=True)
+    save_model(make_reader(3, index.schema), tmp_path / "start")
+    return tmp_path
+
+
+def run_of(shop: Path, **changes: dict[str, Any]) -> RunConfig:
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"start": str(shop / "start"), "new": None},
+        "train": {"steps": 4},
+        "tuning": {"mode": "probe"},
+        "validation": {"every": 2},
+    }
+    return make_run(shop, sections, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"sampling": {"over": ["nope"]}}, "no attribute 'nope'"),
+        ({"data": {"shards": "nowhere"}}, "nowhere"),
+        ({"model": {"start": "nothing/here"}}, "nothing/here"),
+        ({"train": {"precision": "bf16"}}, "train.precision"),
+    ],
+    ids=["attribute", "shards", "start", "precision"],
+)
+def test_starting_over_with_a_mistake_leaves_the_old_run_as_it_was(
+    shop: Path, changes: dict[str, dict[str, Any]], complaint: str
+) -> None:
+    run_training(run_of(shop))
+    before = {name: (shop / "run" / name).read_bytes() for name in OLD}
+    with pytest.raises(UserError, match=complaint):
+        run_training(run_of(shop, **changes), fresh=True)
+    assert {name: (shop / "run" / name).read_bytes() for name in OLD} == before
+
+
+def test_a_run_cannot_start_over_from_what_it_would_delete(shop: Path) -> None:
+    outcome = run_training(run_of(shop))
+    with pytest.raises(UserError, match=r"model\.start = '.*best'.*--fresh deletes"):
+        run_training(run_of(shop, model={"start": str(outcome.result.best)}), fresh=True)
+    assert outcome.result.best.is_dir()
+
+
+def test_a_run_that_starts_over_takes_nothing_from_the_one_before(shop: Path) -> None:
+    first = run_training(run_of(shop))
+    assert first.result.step
+    (shop / "run" / "stacks.txt").touch()
+    again = run_training(run_of(shop, train={"steps": 2, "seed": 1}), fresh=True)
+    assert [path.name for path in (shop / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert again.result.step <= 2
+    assert not (shop / "run" / "stacks.txt").exists()
+
+
+def stop_in_a_step(monkeypatch: pytest.MonkeyPatch, run: RunConfig, error: type[BaseException]) -> None:
+    def stopped(self: Trainer, portion: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", stopped)
+        with pytest.raises(error):
+            run_training(run)
+
+
+def test_refused_and_interrupted_starts_are_no_deaths(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {"steps": 4}
+    run_training(run_of(shop, train=steps))
+    for seed in (1, 2, 3, 4):
+        with pytest.raises(UserError, match=r"cannot resume: train.seed was 5"):
+            run_training(run_of(shop, train=steps | {"seed": seed}))
+    run_training(run_of(shop, train=steps))
+    for _ in range(4):
+        stop_in_a_step(monkeypatch, run_of(shop, output={"folder": str(shop / "stopped")}), KeyboardInterrupt)
+    run_training(run_of(shop, output={"folder": str(shop / "stopped")}))
+
+
+def test_errors_in_training_are_deaths(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(shop)
+    for _ in range(3):
+        stop_in_a_step(monkeypatch, run, RuntimeError)
+    with pytest.raises(UserError, match="3 starts in a row died at step 0"):
+        run_training(run)
+
+
+def test_a_refused_start_is_no_run_in_mlflow(shop: Path, store: str) -> None:
+    run_training(run_of(shop))
+    with pytest.raises(UserError, match="cannot resume"):
+        run_training(run_of(shop, train={"seed": 1}))
+    client = connector(store)()
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert [each.info.status for each in found] == ["FINISHED"]
