@@ -95,6 +95,23 @@ def test_what_the_table_says_is_replaced_only_when_asked_for(shop, monkeypatch):
     assert all(new["category_source"] == "photo" for _, new in differs)
 
 
+def test_a_cell_that_the_schema_does_not_explain_is_no_gap_and_one_that_says_that_it_is_silent_is(shop, monkeypatch):
+    text = (shop / "shop.csv").read_text().replace("0.jpg,shirt", "0.jpg,Poncho dress").replace("2.jpg,,", "2.jpg,N/A,")
+    (shop / "shop.csv").write_text(text)
+    scores = extracted(shop, monkeypatch)
+    catalog, schema = str(shop / "shop.csv"), shop / "schema.toml"
+    kept = fill(scores, catalog, schema, shop / "kept.csv", FillSpec(0.2))
+    assert (kept["category"].gaps, kept["category"].filled) == (2, 2)
+    odd, _, silent, *_ = rows_of(shop / "kept.csv")
+    assert (odd["category"], odd["category_source"], odd["category_confidence"]) == ("Poncho dress", "table", "")
+    assert (silent["category"] in SCHEMA.attributes["category"].values, silent["category_source"]) == (True, "photo")
+    changed = fill(scores, catalog, schema, shop / "changed.csv", FillSpec(0.2, overwrite=True))
+    odd = rows_of(shop / "changed.csv")[0]
+    assert (odd["category"] in SCHEMA.attributes["category"].values, odd["category_source"]) == (True, "photo")
+    assert changed["category"].gaps == 2
+    assert changed["category"].replaced >= 1
+
+
 def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     scores = extracted(shop, monkeypatch, by_product=("colour",))
     fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(overwrite=True))

@@ -31,7 +31,7 @@ from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output, parted
 from facetclip.remote import Absent
-from facetclip.schema import NOT_APPLICABLE, Attribute, Schema, read_schema
+from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, read_schema
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
 TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
@@ -40,7 +40,7 @@ TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other
 @dataclass(frozen=True)
 class FillSpec:
     """`precision`: the share of filled cells that shall be right; `overwrite`: replace what the table says, too, where
-    the photos contradict it and are sure enough."""
+    the photos contradict it and are sure enough, and so what the schema does not explain."""
 
     precision: float = 0.95
     overwrite: bool = False
@@ -198,9 +198,9 @@ def _with(
     spec: FillSpec,
 ) -> tuple[Filled, dict[str, Any]]:
     """The columns with one attribute filled and marked, and the count of what was done."""
-    silent = (labels < 0) & (labels != NOT_APPLICABLE) & read.applies
-    listed = listed_values(attribute, labels).any(axis=1)
-    contradicted = listed & read.applies & (read.label != labels) & spec.overwrite
+    silent = (labels == UNLABELLED) & read.applies
+    said = listed_values(attribute, labels).any(axis=1) | (labels == UNKNOWN_VALUE)
+    contradicted = said & read.applies & (read.label != labels) & spec.overwrite
     cut = cutoff(cutoffs, spec.precision, read.sure[silent | contradicted])
     enough = np.zeros(len(labels), dtype=bool) if cut is None else read.sure >= cut
     filled, replaced = silent & enough, contradicted & enough
@@ -210,7 +210,7 @@ def _with(
     for row in np.flatnonzero(new).tolist():
         cells[row] = words[row]
     origin = np.where(read.told, PRODUCT, PHOTO)
-    source = np.where(new, origin, np.where(listed | (labels == NOT_APPLICABLE), TABLE, ""))
+    source = np.where(new, origin, np.where(labels == UNLABELLED, "", TABLE))
     out: dict[str, Any] = {}
     for name, column in columns.items():
         out[name] = column
