@@ -122,6 +122,18 @@ def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     assert all(len(found) == 1 for found in answers.values())
 
 
+@pytest.mark.parametrize("blank", ["", " "])
+def test_rows_without_a_product_are_each_a_product_of_their_own(shop, monkeypatch, blank):
+    text = re.sub(r",P\d,", f",{blank},", (shop / "shop.csv").read_text())
+    (shop / "shop.csv").write_text(text)
+    scores = extracted(shop, monkeypatch, by_product=SCHEMA.names)
+    fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(0.2))
+    (shop / "shop.csv").write_text(re.sub(rf"(item \d),{blank},", r"\1,\1,", text))
+    fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "apart.csv", FillSpec(0.2))
+    answers = [[dict(row, product="") for row in rows_of(shop / name)] for name in ("filled.csv", "apart.csv")]
+    assert answers[0] == answers[1]
+
+
 def test_what_other_rows_of_the_product_list_counts_beside_the_photos(shop, monkeypatch, capsys):
     """Product P1 lists `shirt` and nothing, P2 `pants` and nothing, P3 nothing and `shirt`; P0 nothing at all. Twenty
     others show that a product's rows agree."""

@@ -165,9 +165,11 @@ def _read(
 
 def _products(table: Catalog, schema: Schema) -> np.ndarray:
     """A number for each row's product [n]; a row without one is a product of its own."""
-    named = table.table.column(schema.columns.product).combine_chunks()
-    numbers = named.dictionary_encode().indices.fill_null(-1).to_numpy()
-    return np.where(numbers < 0, len(numbers) + np.arange(len(numbers)), numbers)
+    named = table.table.column(schema.columns.product).combine_chunks().dictionary_encode()
+    numbers = named.indices.fill_null(-1).to_numpy()
+    blank = [place for place, product in enumerate(named.dictionary.to_pylist()) if not product.strip()]
+    nobody = (numbers < 0) | np.isin(numbers, blank)
+    return np.where(nobody, len(numbers) + np.arange(len(numbers)), numbers)
 
 
 def _part(scores: Output, part: dict[str, Any]) -> pa.Table:
