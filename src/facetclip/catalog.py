@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from facetclip.config import closest
 from facetclip.errors import UserError
-from facetclip.schema import NOT_APPLICABLE, Attribute, Schema
+from facetclip.rules import apply_rules
+from facetclip.schema import Attribute, Schema
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -341,18 +342,6 @@ def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
             parts.append(words[chunk.indices.to_numpy(zero_copy_only=False)])
         labels[name] = np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
     return apply_rules(labels, schema)
-
-
-def apply_rules(labels: dict[str, np.ndarray], schema: Schema) -> dict[str, np.ndarray]:
-    """The same labels, not applicable where another attribute says so; where that one is silent, nothing changes."""
-    ruled = dict(labels)
-    for name, attribute in schema.attributes.items():
-        for other, values in attribute.applies_where.items():
-            allowed = [schema.attributes[other].values.index(value) for value in values]
-            told = (labels[other] >= 0) | (labels[other] == NOT_APPLICABLE)
-            barred = told & ~np.isin(labels[other], allowed)
-            ruled[name] = np.where(barred, attribute.not_applicable_label, ruled[name]).astype(labels[name].dtype)
-    return ruled
 
 
 def listed_text(attribute: Attribute, labels: np.ndarray) -> list[str | None]:
