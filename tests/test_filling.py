@@ -12,11 +12,14 @@ from small_shop import SCHEMA, SCHEMA_TOML, make_reader, photo
 
 from facetclip.abstention import Cutoff
 from facetclip.calibration import Calibration
+from facetclip.catalog import read_catalog
+from facetclip.checks import CheckSpec, check_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.extract import FromCatalog, extract
 from facetclip.filling import FillSpec, fill
-from facetclip.model import ModelCard, save_model
+from facetclip.model import AttributeReader, ModelCard, save_model
+from facetclip.scores import Photos, Scores
 
 LOW = {name: (Cutoff(0.95, 0.0),) for name in SCHEMA.names}
 
@@ -120,6 +123,34 @@ def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     assert len(filled) >= 4
     answers = {row["product"]: {r["colour"] for r in filled if r["product"] == row["product"]} for row in filled}
     assert all(len(found) == 1 for found in answers.values())
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_filled_cell_breaks_a_rule_of_the_schema(shop, monkeypatch, overwrite):
+    draw = np.random.default_rng(5)
+    rows = ["id,product,image,category,sleeve,colour"]
+    for number in range(60):
+        category = draw.choice(["shirt", "pants", "", "", "poncho"])
+        sleeve = "" if category == "pants" else draw.choice(["long", "", ""])
+        rows.append(f"item {number},P{number // 3},{draw.integers(8)}.jpg,{category},{sleeve},")
+    (shop / "shop.csv").write_text("\n".join(rows) + "\n")
+
+    def at_random(reader: AttributeReader, photos: Photos, rows: np.ndarray, **_: Any) -> Scores:
+        sizes = {name: len(attribute.values) for name, attribute in reader.schema.attributes.items()}
+        read = {name: draw.dirichlet([0.3] * size, len(rows)).astype(np.float32) for name, size in sizes.items()}
+        return Scores(rows, [photos.item_id(row) for row in rows.tolist()], reader.schema, read, {})
+
+    monkeypatch.setattr("facetclip.extract.score_rows", at_random)
+    scores = extracted(shop, monkeypatch, by_product=("category",), calibration={})
+    catalog, schema, out = str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv"
+    told = fill(scores, catalog, schema, out, FillSpec(0.2, overwrite))
+    assert min(told["category"].filled, told["sleeve"].filled) > 0
+    assert {row["category"] for row in rows_of(out) if row["category_source"] == "photo"} == {"shirt", "pants"}
+    problems = check_catalog(read_catalog(str(out)), SCHEMA, CheckSpec(images=shop / "images")).problems
+    assert not [problem for problem in problems if problem.code == "not_applicable_value"]
+    for row in rows_of(out):
+        if row["category"] == "pants":
+            assert (row["sleeve"], row["sleeve_source"]) == ("", "table")
 
 
 @pytest.mark.parametrize("blank", ["", " "])

@@ -328,7 +328,12 @@ def _number(cell: float | None, text: str | None) -> str | None:
 
 
 def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
-    """Attribute -> label of every row: int16, int64 bit masks where multi-valued; applicability rules outrank cells.
+    """Attribute -> label of every row: `encode_cells`, but applicability rules outrank cells."""
+    return apply_rules(encode_cells(catalog, schema), schema)
+
+
+def encode_cells(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
+    """Attribute -> what each row's cell says: a label in int16, in int64 bit masks where multi-valued.
 
     A cell that nothing explains is UNKNOWN_VALUE.
     """
@@ -341,7 +346,7 @@ def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
             words = np.array([attribute.encode(word, codes) for word in chunk.dictionary.to_pylist()], dtype=kind)
             parts.append(words[chunk.indices.to_numpy(zero_copy_only=False)])
         labels[name] = np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
-    return apply_rules(labels, schema)
+    return labels
 
 
 def listed_text(attribute: Attribute, labels: np.ndarray) -> list[str | None]:
