@@ -2,10 +2,13 @@ import csv
 import json
 import re
 from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_shop import SCHEMA, SCHEMA_TOML, make_reader, photo
@@ -123,6 +126,39 @@ def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     assert len(filled) >= 4
     answers = {row["product"]: {r["colour"] for r in filled if r["product"] == row["product"]} for row in filled}
     assert all(len(found) == 1 for found in answers.values())
+
+
+def test_columns_of_a_parquet_catalog_keep_their_types_and_their_cells(shop, monkeypatch):
+    columns = {
+        name: list(cells)
+        for name, *cells in zip(*csv.reader((shop / "shop.csv").read_text().splitlines()), strict=True)
+    }
+    others: dict[str, Any] = {
+        "price": [19.999999, None, *[7.0] * 6],
+        "stock": pa.array(range(8), pa.int64()),
+        "sold": [True, None] * 4,
+        "tags": [["a", "b"]] * 8,
+        "since": [datetime(2024, 2, 29, 23, 59, 59)] * 8,
+        "tax": [Decimal("1.50")] * 8,
+        "photo": [{"bytes": photo(number), "path": None} for number in range(8)],
+    }
+    silent = {name: [cell or None for cell in columns.pop(name)] for name in ("category", "sleeve", "colour")}
+    table = pa.table(columns | {name: pa.array(cells) for name, cells in silent.items()} | others)
+    kind = table.schema.get_field_index("category")
+    table = table.set_column(kind, "category", table.column("category").dictionary_encode())
+    pq.write_table(table, shop / "shop.parquet")
+    scores, schema = extracted(shop, monkeypatch), shop / "schema.toml"
+    assert fill(scores, str(shop / "shop.parquet"), schema, shop / "filled.parquet", FillSpec(0.2))["category"].filled
+    filled = pq.read_table(shop / "filled.parquet")
+    for name in (*columns, *others):
+        assert filled.column(name).equals(table.column(name)), name
+    assert filled.schema.field("category").type == table.schema.field("category").type
+    with pytest.raises(UserError, match=r"filled.csv: a .csv cannot hold the images in column 'photo'"):
+        fill(scores, str(shop / "shop.parquet"), schema, shop / "filled.csv", FillSpec())
+    pq.write_table(table.drop_columns(["photo"]), shop / "plain.parquet")
+    fill(scores, str(shop / "plain.parquet"), schema, shop / "filled.csv", FillSpec())
+    first = rows_of(shop / "filled.csv")[0]
+    assert (first["price"], first["sold"], first["tags"]) == ("19.999999", "true", '["a", "b"]')
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

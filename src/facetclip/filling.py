@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from facetclip.abstention import Cutoff, cutoff, shipped_answers
 from facetclip.calibration import Calibration
-from facetclip.catalog import Catalog, encode_cells, labels_of, listed_text, read_catalog
+from facetclip.catalog import Catalog, encode_cells, labels_of, listed_text, read_catalog, with_cells
 from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
 from facetclip.metrics import listed_values
@@ -32,7 +32,7 @@ from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output, parted
 from facetclip.remote import Absent
 from facetclip.rules import apply_rules, barred
-from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, read_schema
+from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema, read_schema
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
 TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
@@ -97,14 +97,17 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
     card = ModelCard.from_json(json.dumps(manifest["card"]))
     meaning, table = read_schema(schema), read_catalog(catalog)
     table.require_columns(meaning)
+    kinds = table.table.schema
+    if suffix == ".csv" and (strange := next((each.name for each in kinds if each.type != pa.string()), None)):
+        raise UserError(
+            f"{target.spot(name)}: a .csv cannot hold the images in column {strange!r}; name a .parquet file"
+        )
     _check(answered, card, meaning, table)
     cells = encode_cells(table, meaning)
     read = _read(answered, manifest, card, table, {} if spec.overwrite else apply_rules(cells, meaning))
     decided = _decided(meaning, cells, read, card.cutoffs, spec)
-    columns = {name: table.table.column(name) for name in table.table.column_names}
-    for attribute, means in meaning.attributes.items():
-        columns = _with(columns, means, read[attribute], decided[attribute])
-    target.write(name, _encoded(pa.table(columns), suffix))
+    whole = _marked(_filled(table, suffix, meaning, decided), meaning, read, decided)
+    target.write(name, _encoded(whole, suffix))
     with suppress(UserError):  # whoever may not list the folder has written, and that is what counts
         clear(target, re.escape(name))
     return {attribute: decided[attribute].count for attribute in meaning.names}
@@ -246,23 +249,29 @@ def _belied(schema: Schema, name: str, labels: dict[str, np.ndarray], answer: np
     return found
 
 
-def _with(columns: dict[str, Any], attribute: Attribute, read: _Read, decided: _Decided) -> dict[str, Any]:
-    """The columns with one attribute filled and marked."""
-    new = decided.new
-    cells = columns[attribute.column].to_pylist()
-    words = listed_text(attribute, read.label)
-    for row in np.flatnonzero(new).tolist():
-        cells[row] = words[row]
-    origin = np.where(read.told, PRODUCT, PHOTO)
-    source = np.where(new, origin, np.where(decided.label == UNLABELLED, "", TABLE))
-    out: dict[str, Any] = {}
-    for name, column in columns.items():
-        out[name] = column
-        if name == attribute.column:
-            out[name] = pa.array(cells, pa.string())
-            out[f"{name}_{SOURCE}"] = pa.array(source.tolist(), pa.string())
-            out[f"{name}_{CONFIDENCE}"] = pa.array(np.round(read.sure, 4), pa.float32(), mask=~new)
-    return out
+def _filled(table: Catalog, suffix: str, schema: Schema, decided: dict[str, _Decided]) -> pa.Table:
+    """The catalog's table with the new cells in it; for CSV as text."""
+    cells = {}
+    for name, attribute in schema.attributes.items():
+        new = np.flatnonzero(decided[name].new).tolist()
+        words = listed_text(attribute, decided[name].label[new])
+        texts = table.column(attribute.column)
+        for row, word in zip(new, words, strict=True):
+            texts[row] = word
+        cells |= {attribute.column: texts} if new else {}
+    return with_cells(table.table if suffix == ".csv" else table.original, cells)
+
+
+def _marked(filled: pa.Table, schema: Schema, read: dict[str, _Read], decided: dict[str, _Decided]) -> pa.Table:
+    """The filled table with two columns beside each attribute's: where each cell is from, and how sure a new one is."""
+    for name, attribute in schema.attributes.items():
+        new, label, told = decided[name].new, decided[name].label, read[name].told
+        source = np.where(new, np.where(told, PRODUCT, PHOTO), np.where(label == UNLABELLED, "", TABLE))
+        sure = pa.array(np.round(read[name].sure, 4), pa.float32(), mask=~new)
+        place = filled.column_names.index(attribute.column)
+        filled = filled.add_column(place + 1, f"{attribute.column}_{SOURCE}", pa.array(source.tolist(), pa.string()))
+        filled = filled.add_column(place + 2, f"{attribute.column}_{CONFIDENCE}", sure)
+    return filled
 
 
 def _encoded(table: pa.Table, suffix: str) -> bytes:
