@@ -88,6 +88,7 @@ LAYERS = [
         "hamming",
     },
     {"catalog", "suggestions"},
+    {"rules"},
     {"schema"},
     {"config"},
     {"fetching"},

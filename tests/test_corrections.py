@@ -9,6 +9,7 @@ from small_shop import SCHEMA
 from facetclip.catalog import encode_labels, read_catalog
 from facetclip.corrections import Applied, apply_corrections
 from facetclip.errors import UserError
+from facetclip.schema import Schema
 
 HEADER = "item_id,attribute,listed,suggested,verdict,value\n"
 CATALOG = (
@@ -130,6 +131,27 @@ def test_tabs_json_lines_and_parquet_keep_their_kind(tmp_path):
     fixed = pq.read_table(tmp_path / "fixed.parquet")
     assert fixed.column("price").to_pylist() == [1.5]
     assert fixed.column("sleeve").to_pylist() == ["short"]
+
+
+def test_a_corrected_column_of_a_parquet_catalog_keeps_its_type_where_it_can(tmp_path):
+    attributes = {
+        "lid": {"column": "lid", "values": ["true", "false"]},
+        "litres": {"column": "litres", "values": ["1", "2", "large"]},
+        "kind": {"column": "kind", "values": ["pot", "pan"]},
+    }
+    schema = Schema.model_validate({"columns": SCHEMA.columns.model_dump(), "attributes": attributes})
+    cells = {"id": ["a", "b"], "product": ["P", "P"], "image": ["a.jpg", "b.jpg"]}
+    typed = {"lid": [True, None], "litres": [1.0, 2.0], "kind": pa.array(["pot", "pot"]).dictionary_encode()}
+    source = tmp_path / "s.parquet"
+    pq.write_table(pa.table(cells | typed), source)
+    lines = ("b,lid,,false,accept,false", "a,litres,1,2,accept,2", "b,kind,pot,pan,accept,pan")
+    for name, told, kind in (("one", lines, pa.float64()), ("two", ("a,litres,1,large,accept,large",), pa.string())):
+        out = tmp_path / f"{name}.parquet"
+        apply_corrections(answers(tmp_path, *told), source, schema, out, tmp_path / f"{name}.csv")
+        assert pq.read_schema(out).field("litres").type == kind
+    fixed = pq.read_table(tmp_path / "one.parquet")
+    assert [fixed.column(name).to_pylist() for name in typed] == [[True, False], [2.0, 2.0], ["pot", "pan"]]
+    assert pq.read_table(tmp_path / "two.parquet").column("litres").to_pylist() == ["large", "2"]
 
 
 def test_the_corrected_catalog_reads_as_it_was_decided(tmp_path):

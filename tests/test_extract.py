@@ -360,6 +360,24 @@ def test_an_image_that_came_back_is_read_by_the_same_command(tmp_path, model, fi
     assert lines(tmp_path / "out") == lines(finished)
 
 
+def test_photos_that_were_replaced_or_lie_in_another_folder_are_read_again(tmp_path, model):
+    source, out = make_catalog(tmp_path / "shop"), tmp_path / "out"
+    extract(model, source, out, part_size=PART)
+    (tmp_path / "shop" / "images" / "7.jpg").write_bytes(photo(70))
+    result = extract(model, source, out, part_size=PART)
+    assert result is not None
+    assert (result.parts, result.reused) == (5, 4)
+    others = make_catalog(tmp_path / "others")
+    for number in range(22):
+        (tmp_path / "others" / "images" / f"{number}.jpg").write_bytes(photo(number + 100))
+    elsewhere = replace(source, images=others.images)
+    result = extract(model, elsewhere, out, part_size=PART)
+    assert result is not None
+    assert result.reused == 0
+    extract(model, elsewhere, tmp_path / "fresh", part_size=PART)
+    assert files(out) == files(tmp_path / "fresh")
+
+
 def test_rows_that_cannot_be_told_apart_are_refused(tmp_path, model):
     source = make_catalog(tmp_path / "shop")
     path = Path(source.catalog)

@@ -2,21 +2,27 @@ import csv
 import json
 import re
 from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_shop import SCHEMA, SCHEMA_TOML, make_reader, photo
 
 from facetclip.abstention import Cutoff
 from facetclip.calibration import Calibration
+from facetclip.catalog import read_catalog
+from facetclip.checks import CheckSpec, check_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.extract import FromCatalog, extract
 from facetclip.filling import FillSpec, fill
-from facetclip.model import ModelCard, save_model
+from facetclip.model import AttributeReader, ModelCard, save_model
+from facetclip.scores import Photos, Scores
 
 LOW = {name: (Cutoff(0.95, 0.0),) for name in SCHEMA.names}
 
@@ -95,6 +101,23 @@ def test_what_the_table_says_is_replaced_only_when_asked_for(shop, monkeypatch):
     assert all(new["category_source"] == "photo" for _, new in differs)
 
 
+def test_a_cell_that_the_schema_does_not_explain_is_no_gap_and_one_that_says_that_it_is_silent_is(shop, monkeypatch):
+    text = (shop / "shop.csv").read_text().replace("0.jpg,shirt", "0.jpg,Poncho dress").replace("2.jpg,,", "2.jpg,N/A,")
+    (shop / "shop.csv").write_text(text)
+    scores = extracted(shop, monkeypatch)
+    catalog, schema = str(shop / "shop.csv"), shop / "schema.toml"
+    kept = fill(scores, catalog, schema, shop / "kept.csv", FillSpec(0.2))
+    assert (kept["category"].gaps, kept["category"].filled) == (2, 2)
+    odd, _, silent, *_ = rows_of(shop / "kept.csv")
+    assert (odd["category"], odd["category_source"], odd["category_confidence"]) == ("Poncho dress", "table", "")
+    assert (silent["category"] in SCHEMA.attributes["category"].values, silent["category_source"]) == (True, "photo")
+    changed = fill(scores, catalog, schema, shop / "changed.csv", FillSpec(0.2, overwrite=True))
+    odd = rows_of(shop / "changed.csv")[0]
+    assert (odd["category"] in SCHEMA.attributes["category"].values, odd["category_source"]) == (True, "photo")
+    assert changed["category"].gaps == 2
+    assert changed["category"].replaced >= 1
+
+
 def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     scores = extracted(shop, monkeypatch, by_product=("colour",))
     fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(overwrite=True))
@@ -103,6 +126,79 @@ def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     assert len(filled) >= 4
     answers = {row["product"]: {r["colour"] for r in filled if r["product"] == row["product"]} for row in filled}
     assert all(len(found) == 1 for found in answers.values())
+
+
+def test_columns_of_a_parquet_catalog_keep_their_types_and_their_cells(shop, monkeypatch):
+    columns = {
+        name: list(cells)
+        for name, *cells in zip(*csv.reader((shop / "shop.csv").read_text().splitlines()), strict=True)
+    }
+    others: dict[str, Any] = {
+        "price": [19.999999, None, *[7.0] * 6],
+        "stock": pa.array(range(8), pa.int64()),
+        "sold": [True, None] * 4,
+        "tags": [["a", "b"]] * 8,
+        "since": [datetime(2024, 2, 29, 23, 59, 59)] * 8,
+        "tax": [Decimal("1.50")] * 8,
+        "photo": [{"bytes": photo(number), "path": None} for number in range(8)],
+    }
+    silent = {name: [cell or None for cell in columns.pop(name)] for name in ("category", "sleeve", "colour")}
+    table = pa.table(columns | {name: pa.array(cells) for name, cells in silent.items()} | others)
+    kind = table.schema.get_field_index("category")
+    table = table.set_column(kind, "category", table.column("category").dictionary_encode())
+    pq.write_table(table, shop / "shop.parquet")
+    scores, schema = extracted(shop, monkeypatch), shop / "schema.toml"
+    assert fill(scores, str(shop / "shop.parquet"), schema, shop / "filled.parquet", FillSpec(0.2))["category"].filled
+    filled = pq.read_table(shop / "filled.parquet")
+    for name in (*columns, *others):
+        assert filled.column(name).equals(table.column(name)), name
+    assert filled.schema.field("category").type == table.schema.field("category").type
+    with pytest.raises(UserError, match=r"filled.csv: a .csv cannot hold the images in column 'photo'"):
+        fill(scores, str(shop / "shop.parquet"), schema, shop / "filled.csv", FillSpec())
+    pq.write_table(table.drop_columns(["photo"]), shop / "plain.parquet")
+    fill(scores, str(shop / "plain.parquet"), schema, shop / "filled.csv", FillSpec())
+    first = rows_of(shop / "filled.csv")[0]
+    assert (first["price"], first["sold"], first["tags"]) == ("19.999999", "true", '["a", "b"]')
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_filled_cell_breaks_a_rule_of_the_schema(shop, monkeypatch, overwrite):
+    draw = np.random.default_rng(5)
+    rows = ["id,product,image,category,sleeve,colour"]
+    for number in range(60):
+        category = draw.choice(["shirt", "pants", "", "", "poncho"])
+        sleeve = "" if category == "pants" else draw.choice(["long", "", ""])
+        rows.append(f"item {number},P{number // 3},{draw.integers(8)}.jpg,{category},{sleeve},")
+    (shop / "shop.csv").write_text("\n".join(rows) + "\n")
+
+    def at_random(reader: AttributeReader, photos: Photos, rows: np.ndarray, **_: Any) -> Scores:
+        sizes = {name: len(attribute.values) for name, attribute in reader.schema.attributes.items()}
+        read = {name: draw.dirichlet([0.3] * size, len(rows)).astype(np.float32) for name, size in sizes.items()}
+        return Scores(rows, [photos.item_id(row) for row in rows.tolist()], reader.schema, read, {})
+
+    monkeypatch.setattr("facetclip.extract.score_rows", at_random)
+    scores = extracted(shop, monkeypatch, by_product=("category",), calibration={})
+    catalog, schema, out = str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv"
+    told = fill(scores, catalog, schema, out, FillSpec(0.2, overwrite))
+    assert min(told["category"].filled, told["sleeve"].filled) > 0
+    assert {row["category"] for row in rows_of(out) if row["category_source"] == "photo"} == {"shirt", "pants"}
+    problems = check_catalog(read_catalog(str(out)), SCHEMA, CheckSpec(images=shop / "images")).problems
+    assert not [problem for problem in problems if problem.code == "not_applicable_value"]
+    for row in rows_of(out):
+        if row["category"] == "pants":
+            assert (row["sleeve"], row["sleeve_source"]) == ("", "table")
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_rows_without_a_product_are_each_a_product_of_their_own(shop, monkeypatch, blank):
+    text = re.sub(r",P\d,", f",{blank},", (shop / "shop.csv").read_text())
+    (shop / "shop.csv").write_text(text)
+    scores = extracted(shop, monkeypatch, by_product=SCHEMA.names)
+    fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(0.2))
+    (shop / "shop.csv").write_text(re.sub(rf"(item \d),{blank},", r"\1,\1,", text))
+    fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "apart.csv", FillSpec(0.2))
+    answers = [[dict(row, product="") for row in rows_of(shop / name)] for name in ("filled.csv", "apart.csv")]
+    assert answers[0] == answers[1]
 
 
 def test_what_other_rows_of_the_product_list_counts_beside_the_photos(shop, monkeypatch, capsys):

@@ -45,11 +45,15 @@ def test_none_is_a_value_where_the_schema_says_so() -> None:
     assert [handle.encode(cell) for cell in ("none", "None", "n/a")] == [0, 0, UNLABELLED]
 
 
-def test_an_attribute_does_not_apply_where_its_rule_says_so(schema_file: Path) -> None:
-    schema = read_schema(schema_file)
-    assert schema.encode({"category": "Pants", "sleeve": "long"})["sleeve"] == NOT_APPLICABLE
-    assert schema.encode({"category": "Shirt", "sleeve": "long"})["sleeve"] == 2
-    assert schema.encode({"category": "", "sleeve": "long"})["sleeve"] == 2
+def test_an_attribute_comes_after_those_that_its_rules_name(schema_file: Path) -> None:
+    facts = read_schema(schema_file).model_dump()
+    sleeve, category = facts["attributes"]["sleeve"], facts["attributes"]["category"]
+    cuff = {"column": "cuff", "values": ["french", "plain"], "applies_where": {"sleeve": ["long"]}}
+    facts["attributes"] = {"cuff": cuff, "sleeve": sleeve, "category": category}
+    assert Schema.model_validate(facts).parents_first == ("category", "sleeve", "cuff")
+    facts["attributes"]["category"] = category | {"applies_where": {"cuff": ["french"]}}
+    with pytest.raises(ValueError, match=r"applies_where goes in a circle: .*sleeve"):
+        Schema.model_validate(facts)
 
 
 def test_prompts_come_from_the_template_unless_given(schema_file: Path) -> None:

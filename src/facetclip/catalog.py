@@ -8,7 +8,8 @@ import io
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import pyarrow.parquet as pq
 
 from facetclip.config import closest
 from facetclip.errors import UserError
-from facetclip.schema import NOT_APPLICABLE, Attribute, Schema
+from facetclip.rules import apply_rules
+from facetclip.schema import Attribute, Schema
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -30,16 +32,23 @@ LONGEST_CELL = 16 << 20
 class Catalog:
     """A table whose columns are text, but for embedded images (bytes, or structs of bytes and path).
 
-    `skipped`: for each blank row that was passed over, how many records stand before it.
+    `skipped`: for each blank row that was passed over, how many records stand before it. `typed`: the same table as it
+    was read, where that was no text.
     """
 
     name: str
     table: pa.Table
     first_row: int
     skipped: tuple[int, ...] = ()
+    typed: pa.Table | None = None
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    @property
+    def original(self) -> pa.Table:
+        """The table as it was read, with numbers, dates and lists as such."""
+        return self.table if self.typed is None else self.typed
 
     def column(self, name: str) -> list[str | None]:
         """One column's cells; UserError when there is no such column."""
@@ -105,7 +114,7 @@ def read_catalog(source: str, *, split: str | None = None) -> Catalog:
         )
     if not table.num_rows:
         raise UserError(f"{name}: 0 rows; expected one row per image below the column names")
-    return Catalog(name, _as_text(table), first, skipped)
+    return Catalog(name, _as_text(table), first, skipped, table)
 
 
 def _read_file(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
@@ -326,8 +335,28 @@ def _number(cell: float | None, text: str | None) -> str | None:
     return str(int(cell)) if cell.is_integer() and abs(cell) < 2**63 else text
 
 
+def with_cells(table: pa.Table, cells: Mapping[str, Sequence[str | None]]) -> pa.Table:
+    """`table` with other texts in some of its columns; such a column keeps its type where all of its texts fit that.
+
+    >>> stock = pa.table({"lid": [True, None], "price": [9.5, 12.0]})
+    >>> with_cells(stock, {"lid": ["true", "false"]}).to_pylist()
+    [{'lid': True, 'price': 9.5}, {'lid': False, 'price': 12.0}]
+    """
+    for name, texts in cells.items():
+        kind, column = table.schema.field(name).type, pa.array(texts, pa.string())
+        with suppress(pa.ArrowException):
+            column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
 def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
-    """Attribute -> label of every row: int16, int64 bit masks where multi-valued; applicability rules outrank cells.
+    """Attribute -> label of every row: `encode_cells`, but applicability rules outrank cells."""
+    return apply_rules(encode_cells(catalog, schema), schema)
+
+
+def encode_cells(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
+    """Attribute -> what each row's cell says: a label in int16, in int64 bit masks where multi-valued.
 
     A cell that nothing explains is UNKNOWN_VALUE.
     """
@@ -340,19 +369,7 @@ def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
             words = np.array([attribute.encode(word, codes) for word in chunk.dictionary.to_pylist()], dtype=kind)
             parts.append(words[chunk.indices.to_numpy(zero_copy_only=False)])
         labels[name] = np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
-    return apply_rules(labels, schema)
-
-
-def apply_rules(labels: dict[str, np.ndarray], schema: Schema) -> dict[str, np.ndarray]:
-    """The same labels, not applicable where another attribute says so; where that one is silent, nothing changes."""
-    ruled = dict(labels)
-    for name, attribute in schema.attributes.items():
-        for other, values in attribute.applies_where.items():
-            allowed = [schema.attributes[other].values.index(value) for value in values]
-            told = (labels[other] >= 0) | (labels[other] == NOT_APPLICABLE)
-            barred = told & ~np.isin(labels[other], allowed)
-            ruled[name] = np.where(barred, attribute.not_applicable_label, ruled[name]).astype(labels[name].dtype)
-    return ruled
+    return labels
 
 
 def listed_text(attribute: Attribute, labels: np.ndarray) -> list[str | None]:

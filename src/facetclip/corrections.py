@@ -11,10 +11,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, encode_labels, listed_text, read_catalog, text_of
+from facetclip.catalog import (
+    JSON_LINES,
+    SEPARATORS,
+    Catalog,
+    encode_labels,
+    listed_text,
+    read_catalog,
+    text_of,
+    with_cells,
+)
 from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
@@ -130,7 +138,7 @@ def _rewrite(source: Path, out: Path, catalog: Catalog, changes: Changes) -> Non
     elif kind in JSON_LINES:
         write_whole(out, _json_lines(source, catalog, changes))
     else:
-        write_whole(out, _parquet(source, changes))
+        write_whole(out, _parquet(catalog, changes))
 
 
 def _separated(source: Path, separator: str, catalog: Catalog, changes: Changes) -> bytes:
@@ -155,16 +163,12 @@ def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:
     return "\n".join(lines).encode("utf-8")
 
 
-def _parquet(source: Path, changes: Changes) -> bytes:
-    table = pq.read_table(source)
-    for column in {column for _, column in changes}:
-        cells = table.column(column).cast(pa.string()).to_pylist()
-        for (place, name), value in changes.items():
-            if name == column:
-                cells[place] = value or None
-        table = table.set_column(table.column_names.index(column), column, pa.array(cells, pa.string()))
+def _parquet(catalog: Catalog, changes: Changes) -> bytes:
+    cells = {column: catalog.column(column) for _, column in changes}
+    for (place, column), value in changes.items():
+        cells[column][place] = value or None
     out = io.BytesIO()
-    pq.write_table(table, out)
+    pq.write_table(with_cells(catalog.original, cells), out)
     return out.getvalue()
 
 

@@ -2,7 +2,8 @@
 
 Part i holds items i*size .. (i+1)*size of what is asked for, so any number of processes share the parts without a word,
 and a run that was interrupted continues with the parts that are missing. A part names the request that it answers; a
-part of another request is never mixed in. The folder of the parts may be at any URL that fsspec writes to.
+part of another request is never mixed in, and one of photos that were replaced since is read again. The folder of the
+parts may be at any URL that fsspec writes to.
 """
 
 import hashlib
@@ -83,13 +84,15 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Part:
-    """One finished part: `bad` are (row, reason code, message) of the items that it leaves out."""
+    """One finished part: `bad` are (row, reason code, message) of the items that it leaves out; `photos`: the files
+    that it was read from (`Items.photographs`)."""
 
     name: str
     items: int
     rows: int
     sha256: str
     bad: list[tuple[int, str, str]]
+    photos: str | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def extract(
 ) -> Extraction | None:
     """Read `source` with `model` (a folder, a hub id, `starter`) into `out`, a folder or URL; all call it.
 
-    The same command continues an interrupted run and ends with the same bytes. `progress` is told (parts, parts in all)
+    The same command continues an interrupted run, reads again where photos were replaced, and ends with the same bytes.
+    `progress` is told (parts, parts in all)
     of this process. None on every process but the first. UserError when `out` answers another request.
     """
     if min(batch_size, part_size) < 1:
@@ -141,12 +145,14 @@ def extract(
     mine = range(first, after)  # neighbours, whose shards are too
     reused = 0
     for done, number in enumerate(mine, 1):
-        if _reusable(job, number):
+        rows = job.rows(number)
+        photos = items.photographs(rows)  # before they are read: a later touch will show
+        if _reusable(job, number, photos):
             reused += 1
         else:
             skip_bad = items.catalog is not None
-            scores = score_rows(reader, items.photos, job.rows(number), batch_size=batch_size, skip_bad=skip_bad)
-            job.out.write(job.name(number), _encoded(job, scores))
+            scores = score_rows(reader, items.photos, rows, batch_size=batch_size, skip_bad=skip_bad)
+            job.out.write(job.name(number), _encoded(job, scores, photos))
             faults.reach("extract.after_part")
         if progress is not None:
             progress(done, len(mine))
@@ -172,13 +178,14 @@ def _processes() -> Any:
     return state
 
 
-def _encoded(job: _Job, scores: Scores) -> bytes:
+def _encoded(job: _Job, scores: Scores, photos: str | None) -> bytes:
     """The bytes of a part: one line per item and attribute, items in the order of the request."""
     facts = {
         "format": FORMAT,
         "request": json.dumps(asdict(job.request)),
         "schema": job.items.schema.to_json(),
         "bad": json.dumps([[row, bad.code, bad.message] for row, bad in sorted(scores.bad.items())]),
+        **({} if photos is None else {"photos": photos}),
     }
     table = _table(job.items, scores).replace_schema_metadata(facts)
     out = io.BytesIO()
@@ -262,13 +269,14 @@ def _finished(job: _Job, number: int) -> _Part | None:
         job.items.photos.item_id(row) for row in good
     ]:
         return None
-    return _Part(name, len(good), table.num_rows, hashlib.sha256(content).hexdigest(), bad)
+    photos = table.schema.metadata.get(b"photos")
+    return _Part(name, len(good), table.num_rows, hashlib.sha256(content).hexdigest(), bad, photos and photos.decode())
 
 
-def _reusable(job: _Job, number: int) -> bool:
-    """Whether a part is finished and none of the images that it leaves out can be read by now."""
+def _reusable(job: _Job, number: int, photos: str | None) -> bool:
+    """Whether a part is finished, of the `photos` that are there now, and none that it leaves out can be read."""
     part = _finished(job, number)
-    return part is not None and all(_still_bad(job, row) for row, *_ in part.bad)
+    return part is not None and part.photos == photos and all(_still_bad(job, row) for row, *_ in part.bad)
 
 
 def _still_bad(job: _Job, row: int) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -24,14 +24,15 @@ import pyarrow.parquet as pq
 
 from facetclip.abstention import Cutoff, cutoff, shipped_answers
 from facetclip.calibration import Calibration
-from facetclip.catalog import Catalog, encode_labels, labels_of, listed_text, read_catalog
+from facetclip.catalog import Catalog, encode_cells, labels_of, listed_text, read_catalog, with_cells
 from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
 from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output, parted
 from facetclip.remote import Absent
-from facetclip.schema import NOT_APPLICABLE, Attribute, Schema, read_schema
+from facetclip.rules import apply_rules, barred
+from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema, read_schema
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
 TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
@@ -40,7 +41,7 @@ TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other
 @dataclass(frozen=True)
 class FillSpec:
     """`precision`: the share of filled cells that shall be right; `overwrite`: replace what the table says, too, where
-    the photos contradict it and are sure enough."""
+    the photos contradict it and are sure enough, and so what the schema does not explain."""
 
     precision: float = 0.95
     overwrite: bool = False
@@ -61,13 +62,22 @@ class Filled:
 
 @dataclass(frozen=True)
 class _Read:
-    """One attribute in the catalog's order, as it was read: the answer's label, how sure, whether it applies, and
-    whether other rows of the product told it."""
+    """One attribute in the catalog's order, as it was read: the answer's label (UNLABELLED: there are no scores), how
+    sure, and whether other rows of the product told it."""
 
     label: np.ndarray
     sure: np.ndarray
-    applies: np.ndarray
     told: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What becomes of one attribute: the cells that are `new`, the label that each has as it is written, by the rules,
+    and the count of what was done."""
+
+    new: np.ndarray
+    label: np.ndarray
+    count: Filled
 
 
 def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: FillSpec) -> dict[str, Filled]:
@@ -87,18 +97,20 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
     card = ModelCard.from_json(json.dumps(manifest["card"]))
     meaning, table = read_schema(schema), read_catalog(catalog)
     table.require_columns(meaning)
+    kinds = table.table.schema
+    if suffix == ".csv" and (strange := next((each.name for each in kinds if each.type != pa.string()), None)):
+        raise UserError(
+            f"{target.spot(name)}: a .csv cannot hold the images in column {strange!r}; name a .parquet file"
+        )
     _check(answered, card, meaning, table)
-    labels = encode_labels(table, meaning)
-    read = _read(answered, manifest, card, table, {} if spec.overwrite else labels)
-    columns = {name: table.table.column(name) for name in table.table.column_names}
-    told = {}
-    for attribute, means in meaning.attributes.items():
-        cutoffs = card.cutoffs.get(attribute, ())
-        told[attribute], columns = _with(columns, means, labels[attribute], read[attribute], cutoffs, spec)
-    target.write(name, _encoded(pa.table(columns), suffix))
+    cells = encode_cells(table, meaning)
+    read = _read(answered, manifest, card, table, {} if spec.overwrite else apply_rules(cells, meaning))
+    decided = _decided(meaning, cells, read, card.cutoffs, spec)
+    whole = _marked(_filled(table, suffix, meaning, decided), meaning, read, decided)
+    target.write(name, _encoded(whole, suffix))
     with suppress(UserError):  # whoever may not list the folder has written, and that is what counts
         clear(target, re.escape(name))
-    return told
+    return {attribute: decided[attribute].count for attribute in meaning.names}
 
 
 def _manifest(scores: Output) -> dict[str, Any]:
@@ -157,17 +169,18 @@ def _read(
         together = products[rows] if name in card.by_product else None
         listed = labels[name][rows] if together is not None and name in labels else None
         shown, sure, word = shipped_answers(attribute, read, calibration, together, listed)
-        applies = ~mine.column("not_applicable").to_numpy()
         answer = labels_of(attribute, shown)
-        found[name] = _placed(len(table), rows, _Read(answer, sure, applies, (word >= 0) & (answer == word)))
+        found[name] = _placed(len(table), rows, _Read(answer, sure, (word >= 0) & (answer == word)))
     return found
 
 
 def _products(table: Catalog, schema: Schema) -> np.ndarray:
     """A number for each row's product [n]; a row without one is a product of its own."""
-    named = table.table.column(schema.columns.product).combine_chunks()
-    numbers = named.dictionary_encode().indices.fill_null(-1).to_numpy()
-    return np.where(numbers < 0, len(numbers) + np.arange(len(numbers)), numbers)
+    named = table.table.column(schema.columns.product).combine_chunks().dictionary_encode()
+    numbers = named.indices.fill_null(-1).to_numpy()
+    blank = [place for place, product in enumerate(named.dictionary.to_pylist()) if not product.strip()]
+    nobody = (numbers < 0) | np.isin(numbers, blank)
+    return np.where(nobody, len(numbers) + np.arange(len(numbers)), numbers)
 
 
 def _part(scores: Output, part: dict[str, Any]) -> pa.Table:
@@ -181,44 +194,84 @@ def _part(scores: Output, part: dict[str, Any]) -> pa.Table:
 def _placed(items: int, rows: np.ndarray, read: _Read) -> _Read:
     """What was read of `rows`, in the catalog's order."""
 
-    def spread(column: np.ndarray) -> np.ndarray:
-        whole = np.zeros(items, column.dtype)
+    def spread(column: np.ndarray, empty: int = 0) -> np.ndarray:
+        whole = np.full(items, empty, column.dtype)
         whole[rows] = column
         return whole
 
-    return _Read(spread(read.label), spread(read.sure), spread(read.applies), spread(read.told))
+    return _Read(spread(read.label, UNLABELLED), spread(read.sure), spread(read.told))
 
 
-def _with(
-    columns: dict[str, Any],
-    attribute: Attribute,
-    labels: np.ndarray,
-    read: _Read,
-    cutoffs: Sequence[Cutoff],
+def _decided(
+    schema: Schema,
+    cells: dict[str, np.ndarray],
+    read: dict[str, _Read],
+    cutoffs: Mapping[str, Sequence[Cutoff]],
     spec: FillSpec,
-) -> tuple[Filled, dict[str, Any]]:
-    """The columns with one attribute filled and marked, and the count of what was done."""
-    silent = (labels < 0) & (labels != NOT_APPLICABLE) & read.applies
-    listed = listed_values(attribute, labels).any(axis=1)
-    contradicted = listed & read.applies & (read.label != labels) & spec.overwrite
-    cut = cutoff(cutoffs, spec.precision, read.sure[silent | contradicted])
-    enough = np.zeros(len(labels), dtype=bool) if cut is None else read.sure >= cut
-    filled, replaced = silent & enough, contradicted & enough
-    new = filled | replaced
-    cells = columns[attribute.column].to_pylist()
-    words = listed_text(attribute, read.label)
-    for row in np.flatnonzero(new).tolist():
-        cells[row] = words[row]
-    origin = np.where(read.told, PRODUCT, PHOTO)
-    source = np.where(new, origin, np.where(listed | (labels == NOT_APPLICABLE), TABLE, ""))
-    out: dict[str, Any] = {}
-    for name, column in columns.items():
-        out[name] = column
-        if name == attribute.column:
-            out[name] = pa.array(cells, pa.string())
-            out[f"{name}_{SOURCE}"] = pa.array(source.tolist(), pa.string())
-            out[f"{name}_{CONFIDENCE}"] = pa.array(np.round(read.sure, 4), pa.float32(), mask=~new)
-    return Filled(int(silent.sum()), int(filled.sum()), int((filled & read.told).sum()), int(replaced.sum()), cut), out
+) -> dict[str, _Decided]:
+    """What becomes of every attribute, those first that others lean on, so that no filled cell breaks a rule.
+
+    Where a cell is silent and nothing is sure enough, the rules of others go by what it is read as.
+    """
+    written, ruled, known = dict(cells), dict(cells), dict(cells)
+    found = {}
+    for name in schema.parents_first:
+        attribute, said, by = schema.attributes[name], cells[name], read[name]
+        never = attribute.not_applicable_label
+        silent = (said == UNLABELLED) | (said == UNKNOWN_VALUE)
+        out = barred(schema, name, ruled)
+        off = out | (silent & barred(schema, name, known))
+        gaps = (said == UNLABELLED) & ~off & (by.label >= 0) & (by.label != never)
+        says = listed_values(attribute, said).any(axis=1) & (said != never) | (said == UNKNOWN_VALUE)
+        contradicted = says & ~off & (by.label >= 0) & (by.label != said) & spec.overwrite
+        open_ = (gaps | contradicted) & ~_belied(schema, name, written, by.label)
+        cut = cutoff(cutoffs.get(name, ()), spec.precision, by.sure[open_])
+        new = open_ & (by.sure >= (np.inf if cut is None else cut))
+        written[name] = np.where(new, by.label, said)
+        ruled[name] = np.where(out, never, written[name])
+        known[name] = np.where(off, never, np.where(silent & ~new, by.label, written[name]))
+        filled, replaced = new & gaps, new & contradicted
+        told = filled & by.told
+        count = Filled(int(gaps.sum()), int(filled.sum()), int(told.sum()), int(replaced.sum()), cut)
+        found[name] = _Decided(new, ruled[name], count)
+    return found
+
+
+def _belied(schema: Schema, name: str, labels: dict[str, np.ndarray], answer: np.ndarray) -> np.ndarray:
+    """bool [n]: with this `answer` for attribute `name` something else that the row lists could not apply."""
+    found = np.zeros(len(answer), dtype=bool)
+    if not any(name in each.applies_where for each in schema.attributes.values()):
+        return found
+    before, after = apply_rules(labels, schema), apply_rules(labels | {name: answer}, schema)
+    for other, attribute in schema.attributes.items():
+        never = attribute.not_applicable_label
+        found |= (other != name) & (labels[other] >= 0) & (before[other] != never) & (after[other] == never)
+    return found
+
+
+def _filled(table: Catalog, suffix: str, schema: Schema, decided: dict[str, _Decided]) -> pa.Table:
+    """The catalog's table with the new cells in it; for CSV as text."""
+    cells = {}
+    for name, attribute in schema.attributes.items():
+        new = np.flatnonzero(decided[name].new).tolist()
+        words = listed_text(attribute, decided[name].label[new])
+        texts = table.column(attribute.column)
+        for row, word in zip(new, words, strict=True):
+            texts[row] = word
+        cells |= {attribute.column: texts} if new else {}
+    return with_cells(table.table if suffix == ".csv" else table.original, cells)
+
+
+def _marked(filled: pa.Table, schema: Schema, read: dict[str, _Read], decided: dict[str, _Decided]) -> pa.Table:
+    """The filled table with two columns beside each attribute's: where each cell is from, and how sure a new one is."""
+    for name, attribute in schema.attributes.items():
+        new, label, told = decided[name].new, decided[name].label, read[name].told
+        source = np.where(new, np.where(told, PRODUCT, PHOTO), np.where(label == UNLABELLED, "", TABLE))
+        sure = pa.array(np.round(read[name].sure, 4), pa.float32(), mask=~new)
+        place = filled.column_names.index(attribute.column)
+        filled = filled.add_column(place + 1, f"{attribute.column}_{SOURCE}", pa.array(source.tolist(), pa.string()))
+        filled = filled.add_column(place + 2, f"{attribute.column}_{CONFIDENCE}", sure)
+    return filled
 
 
 def _encoded(table: pa.Table, suffix: str) -> bytes:

@@ -7,6 +7,7 @@ checkpoint and registered model.
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated
 
@@ -183,26 +184,25 @@ class Schema(Strict):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _rules_end(self) -> "Schema":
+        try:
+            _ = self.parents_first
+        except CycleError as error:
+            raise ValueError(f"applies_where goes in a circle: {', '.join(error.args[1])}") from error
+        return self
+
     @property
     def names(self) -> tuple[str, ...]:
         """The attribute names, in label order."""
         return tuple(self.attributes)
 
-    def applies(self, name: str, labels: Mapping[str, int]) -> bool:
-        """Whether attribute `name` can apply to an item with these labels; where the other cell is silent, it can."""
-        for other, values in self.attributes[name].applies_where.items():
-            label = labels[other]
-            if label == NOT_APPLICABLE or (label >= 0 and self.attributes[other].values[label] not in values):
-                return False
-        return True
-
-    def encode(self, cells: Mapping[str, str | None]) -> dict[str, int]:
-        """The labels of one catalog row given as column -> cell; applicability rules outrank the cell."""
-        labels = {name: attribute.encode(cells.get(attribute.column)) for name, attribute in self.attributes.items()}
-        return {
-            name: label if self.applies(name, labels) else self.attributes[name].not_applicable_label
-            for name, label in labels.items()
-        }
+    @property
+    def parents_first(self) -> tuple[str, ...]:
+        """The attribute names, each after those that its rules name."""
+        return tuple(
+            TopologicalSorter({name: each.applies_where for name, each in self.attributes.items()}).static_order()
+        )
 
     def worded(self, form: Form) -> "Schema":
         """The same values under the prompts of a caption form; `schema` keeps their own."""

@@ -18,7 +18,8 @@ from facetclip.errors import UserError
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
-from facetclip.schema import Schema
+from facetclip.rules import apply_rules
+from facetclip.schema import NOT_APPLICABLE, Schema
 from facetclip.squares import square_planes
 
 BATCH = 64
@@ -205,14 +206,8 @@ def not_applicable(
     The rules go by the catalog's label where it has one, else by the prediction. An attribute that the catalog labels
     applies.
     """
-    out = {name: labels[name] == attribute.not_applicable_label for name, attribute in schema.attributes.items()}
-    for name, attribute in schema.attributes.items():
-        if attribute.not_applicable_value is not None:
-            out[name] |= (labels[name] < 0) & (predicted[name] == attribute.not_applicable_label)
-    known = {name: np.where(labels[name] >= 0, labels[name], predicted[name]) for name in schema.names}
-    for _ in schema.names:  # a rule may lean on an attribute that another rule rules out
-        for name, attribute in schema.attributes.items():
-            for other, values in attribute.applies_where.items():
-                allowed = [schema.attributes[other].values.index(value) for value in values]
-                out[name] |= (labels[name] < 0) & (out[other] | ~np.isin(known[other], allowed))
-    return out
+    listed = {name: labels[name] >= 0 for name in schema.names}
+    silent = {name: ~listed[name] & (labels[name] != NOT_APPLICABLE) for name in schema.names}
+    known = {name: np.where(silent[name], predicted[name], labels[name]) for name in schema.names}
+    ruled = apply_rules(known, schema, listed)
+    return {name: ruled[name] == attribute.not_applicable_label for name, attribute in schema.attributes.items()}

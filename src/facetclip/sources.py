@@ -14,6 +14,7 @@ from facetclip.images import BadImage, load
 from facetclip.index import SPLITS, canonical, open_index
 from facetclip.schema import Schema, read_schema
 from facetclip.scores import Photos
+from facetclip.tars import source_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Items:
     labels: Mapping[str, np.ndarray]
     catalog: Catalog | None = None
     max_bad: float = 0.0
+
+    def photographs(self, rows: np.ndarray) -> str | None:
+        """A digest of the files that the photos of `rows` are in now, by name, size and time (see `tars.source_of`);
+        None where `digest` says it all."""
+        if not isinstance(self.photos, CatalogPhotos):
+            return None
+        return hashlib.sha256(repr([self.photos.file(row) for row in rows.tolist()]).encode()).hexdigest()
 
 
 def open_items(source: FromShards | FromCatalog) -> Items:
@@ -128,11 +136,18 @@ class CatalogPhotos:
     def __init__(self, ids: pa.ChunkedArray, images: pa.ChunkedArray, root: Path | None) -> None:
         self._ids, self._images, self._root = ids, images, root
 
+    def _cell(self, row: int) -> bytes | str | None:
+        cell = self._images[row].as_py()
+        return cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+
+    def file(self, row: int) -> int | None:
+        """A number for the file that one image is in, which changes when that is touched; None: embedded, or gone."""
+        cell = self._cell(row)
+        return None if isinstance(cell, bytes) else source_of(self._root, cell)
+
     def read(self, row: int) -> bytes:
         """The bytes of one image; BadImage when there are none."""
-        cell = self._images[row].as_py()
-        if isinstance(cell, dict):
-            cell = cell.get("bytes") or cell.get("path")
+        cell = self._cell(row)
         if isinstance(cell, bytes):
             return cell
         if self._root is None:
