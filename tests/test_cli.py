@@ -93,6 +93,20 @@ def test_a_file_where_a_folder_is_to_be_is_one_line(
     assert capsys.readouterr().err == f"facetclip shard: {catalog}: Not a directory; give another path\n"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "shard https://me:s3cret@host/shop.csv --schema shop.toml --out out",
+        "train https://me:s3cret@host/run.toml",
+    ],
+)
+def test_a_refusal_never_repeats_a_password(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "s3cret" not in refused(capsys, *line.split())
+
+
 def test_a_misspelt_key_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run.toml"
     run.write_text(RUN.format(shards=tmp_path, out=tmp_path / "out").replace("steps", "stpes"))

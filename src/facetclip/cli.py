@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from facetclip import __version__
 from facetclip.arguments import Parser
-from facetclip.errors import UserError
+from facetclip.errors import UserError, redacted
 
 # Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those
 # that train and read take seconds to import.
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _refused(verb: str, why: str) -> int:
     """Every process of a launch meets the same mistake; one says so."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"facetclip {verb}: {why}", file=sys.stderr)
+        print(f"facetclip {verb}: {redacted(why)}", file=sys.stderr)
     return 2
 
 
