@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class OwnMistake(UserError):
+    """One that a process of a launch may meet alone, such as a damaged photo of its share: it says so itself."""
+
+
 # Of a URI what stands before the host: all up to the last @ where a password begins (it may hold what should have been
 # escaped; a port is none), else up to that of the host. One slash is what a path leaves of two; an alias is no secret.
 _USER = re.compile(r"(\w\w:/{1,2})(?<!models:/)(?:[^/\s?#:\[]*:(?!\d*(?:[/?#\s]|$))\S*@|[^/\s?#]*@)")

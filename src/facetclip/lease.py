@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake
 
 LEASE = "lease.json"
 RENEWED_EVERY = 10.0  # seconds
@@ -22,7 +22,7 @@ STALE_AFTER = 60.0  # a holder on another machine that has not renewed it for so
 LOOKED_AT = 0.5  # seconds for which the lock may be taken by processes that only look
 
 
-class Held(UserError):
+class Held(OwnMistake):
     """Another process has the lease."""
 
 
