@@ -93,6 +93,20 @@ def test_a_file_where_a_folder_is_to_be_is_one_line(
     assert capsys.readouterr().err == f"facetclip shard: {catalog}: Not a directory; give another path\n"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "shard https://me:s3cret@host/shop.csv --schema shop.toml --out out",
+        "train https://me:s3cret@host/run.toml",
+    ],
+)
+def test_a_refusal_never_repeats_a_password(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "s3cret" not in refused(capsys, *line.split())
+
+
 def test_a_misspelt_key_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run.toml"
     run.write_text(RUN.format(shards=tmp_path, out=tmp_path / "out").replace("steps", "stpes"))
@@ -156,3 +170,18 @@ def test_a_script_and_its_verb_are_the_same_door() -> None:
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "facetclip check" in done.stdout
+
+
+def test_a_process_tells_the_mistake_that_it_alone_meets_and_leaves_the_others_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = make_shards(tmp_path / "shards", 12)
+    words = ("evaluate", "starter", "--shards", str(index.folder), "--out", str(tmp_path / "out"))
+    shard = index.folder / index.shards[0].name
+    shard.write_bytes(bytes(shard.stat().st_size))
+    monkeypatch.setenv("RANK", "3")
+    assert refused(capsys, *words).startswith(f"facetclip evaluate: process 3: {shard}, offset ")
+    shard.unlink()
+    assert refused(capsys, *words) == ""
+    monkeypatch.setenv("RANK", "0")
+    assert refused(capsys, *words).startswith(f"facetclip evaluate: {shard}: cannot be read")

@@ -69,6 +69,38 @@ def test_a_run_names_one_start(run_file: Path) -> None:
         read_run(run_file)
 
 
+NEW = {
+    **{"image_size": 64, "patch_size": 16, "vision_width": 32, "vision_layers": 1, "vision_heads": 4},
+    **{"text_width": 32, "text_layers": 1, "text_heads": 4, "embedding": 16},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"vision_heads": 3}, "vision_width = 32 is not divisible by vision_heads = 3"),
+        ({"text_heads": 64}, "text_width = 32 is not divisible by text_heads = 64"),
+        ({"patch_size": 128}, "image_size = 64 is not divisible by patch_size = 128"),
+        ({"image_size": 72}, "image_size = 72 is not divisible by patch_size = 16"),
+    ],
+)
+def test_a_shape_that_no_model_has_is_refused(run_file: Path, changed: dict[str, int], told: str) -> None:
+    shape = "".join(f"{name} = {value}\n" for name, value in (NEW | changed).items())
+    run_file.write_text(RUN.replace('start = "starter"', f"[model.new]\n{shape}"))
+    with pytest.raises(UserError, match=f"model.new: {told}"):
+        read_run(run_file)
+
+
+def test_an_optimizer_that_never_forgets_is_refused(run_file: Path) -> None:
+    with pytest.raises(UserError, match=r"optimizer\.beta2: .* less than 1, found 1"):
+        read_run(run_file, ["optimizer.beta2=1"])
+
+
+def test_adapters_nowhere_are_refused(run_file: Path) -> None:
+    with pytest.raises(UserError, match=r"tuning\.places"):
+        read_run(run_file, ["tuning.places=[]"])
+
+
 def test_an_absent_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.toml: cannot be read"):
         read_run(tmp_path / "none.toml")

@@ -11,7 +11,7 @@ from small_shop import SCHEMA, make_labels, make_shards, photo
 
 from facetclip import index as index_module
 from facetclip import store as store_module
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError
 from facetclip.index import INDEX_NAME, canonical, key_of, open_index
 from facetclip.schema import Schema
 
@@ -77,7 +77,7 @@ def test_a_changed_byte_is_named_with_shard_offset_and_key(index):
     path.write_bytes(content)
     again = open_index(index.folder)
     assert again.read(4) == photo(4)
-    with pytest.raises(UserError, match=rf"shard-000000\.tar, offset {index.offset[5]}, key item%205: "):
+    with pytest.raises(OwnMistake, match=rf"shard-000000\.tar, offset {index.offset[5]}, key item%205: "):
         again.read(5)
 
 
@@ -94,7 +94,7 @@ def test_a_shard_cut_or_removed_is_found_when_the_index_is_opened(index):
 def test_a_shard_cut_while_the_index_is_open_is_found_when_it_is_read(index):
     path = index.folder / "shard-000000.tar"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="ends 100 bytes early"):
+    with pytest.raises(OwnMistake, match="ends 100 bytes early"):
         index.read(21)
 
 

@@ -324,7 +324,9 @@ def test_settings_that_do_not_fit_are_refused_with_advice(shop: Path, tmp_path: 
     contrast = {"objective": {"contrastive": 1.0}}
     refuse(shop, tmp_path, "'probe' trains no tower", {"mode": "probe"}, **contrast)
     refuse(shop, tmp_path, "micro_batch", {"mode": "full"}, **contrast, train={"micro_batch": 4})
-    refuse(shop, tmp_path, "no layer of the model is called nowhere", {"mode": "lora", "places": ["nowhere"]})
+    for place in ("nowhere", "mlp", "layer_norm1"):
+        told = f"no linear layer of the model is called {place}; those are called fc1, fc2, k_proj, out_proj, q_proj"
+        refuse(shop, tmp_path, told, {"mode": "lora", "places": ["q_proj", place]})
     refuse(shop, tmp_path, "leaves room for", {"mode": "prompt", "context": 40})
     refuse(shop, tmp_path, "sampling.over: no attribute 'size'", {"mode": "full"}, sampling={"over": ["size"]})
     refuse(

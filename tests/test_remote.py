@@ -15,7 +15,7 @@ from test_cache import ended, fork
 
 from facetclip import remote as remote_module
 from facetclip.cache import CacheSpec
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError
 from facetclip.index import INDEX_NAME, open_index
 from facetclip.store import CachedShards, cache_spec, is_url, open_store
 
@@ -101,7 +101,7 @@ def test_a_wrong_hash_is_named_with_shard_and_url_and_nothing_is_kept(server, tm
     index = open_index(f"{server.url}/?token=canary7")
     server.lies = {"shard-000001.tar"}
     assert index.read(0) == photo(0)
-    with pytest.raises(UserError, match=r"http://127.*/shard-000001\.tar.*6 tries: expected sha256 \w{12}") as caught:
+    with pytest.raises(OwnMistake, match=r"http://127.*/shard-000001\.tar.*6 tries: expected sha256 \w{12}") as caught:
         index.read(7)
     assert "canary7" not in str(caught.value)
     shard = index.shards[1]
@@ -118,7 +118,7 @@ def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not(server):
     server.asked.clear()
     for status, words in ((404, "not found"), (403, "access is denied")):
         server.statuses = [status]
-        with pytest.raises(UserError, match=rf"/shard-000001\.tar: {words}"):
+        with pytest.raises(OwnMistake, match=rf"/shard-000001\.tar: {words}"):
             index.read(7)
         assert server.statuses == []
     assert server.asked == []

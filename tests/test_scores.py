@@ -8,7 +8,7 @@ from small_shop import SCHEMA, make_reader, make_shards
 
 from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
 from facetclip.model import AttributeReader, ModelCard, save_model
@@ -90,7 +90,7 @@ def test_a_temperature_flattens_the_probabilities_and_keeps_their_order(index, r
 
 def test_a_bad_image_is_named_or_set_aside_without_touching_the_others(index, reader):
     rows, photos = np.arange(10), Patchy(index, {2, 7})
-    with pytest.raises(UserError, match=r"item 'item [27]': its image cannot be read: .*not_an_image"):
+    with pytest.raises(OwnMistake, match=r"item 'item [27]': its image cannot be read: .*not_an_image"):
         score_rows(reader, photos, rows, batch_size=4)
     whole = score_rows(reader, index, rows, batch_size=4)
     holed = score_rows(reader, photos, rows, batch_size=4, skip_bad=True)

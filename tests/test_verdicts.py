@@ -16,7 +16,7 @@ from test_images import BAD, GOOD, coded, photo
 
 from facetclip.catalog import read_catalog
 from facetclip.checks import CheckSpec, check_catalog
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError
 from facetclip.extract import FromCatalog, extract
 from facetclip.model import save_model
 from facetclip.pyfunc_model import CLIP, AttributeModel
@@ -89,7 +89,7 @@ def test_c_a_served_model_answers_with_the_same_codes(shop):
 
 def test_c_more_than_a_hundredth_of_bad_images_stops_with_the_top_reasons(shop, tmp_path):
     catalog = read_catalog(str(shop / "catalog.csv"))
-    with pytest.raises(UserError, match=r"images cannot be used \(\d+ \w+, \d+ \w+.*--max-bad 0\.01 allows 0"):
+    with pytest.raises(OwnMistake, match=r"images cannot be used \(\d+ \w+, \d+ \w+.*--max-bad 0\.01 allows 0"):
         build_shards(catalog, SCHEMA, ShardSpec(tmp_path / "out", shop / "images"))
     source = FromCatalog(str(shop / "catalog.csv"), shop / "schema.toml", shop / "images")
     with pytest.raises(UserError, match=r"\d+ \w+, \d+ \w+"):

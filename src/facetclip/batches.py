@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake
 from facetclip.images import BadImage, Fit, read_pixels
 from facetclip.index import ShardIndex
 from facetclip.squares import WHOLE, cropped_square
@@ -67,14 +67,14 @@ class PixelReader:
         self._lock = threading.Lock()
 
     def photo(self, row: int) -> np.ndarray:
-        """One photo as it is decoded for squares of this size, uint8 [height, width, 3]; UserError naming item and
+        """One photo as it is decoded for squares of this size, uint8 [height, width, 3]; OwnMistake naming item and
         reason when it cannot be."""
         if (kept := self._kept.get(row)) is not None:
             return kept
         try:
             photo = read_pixels(self.index.read(row), at_least=self.size)
         except BadImage as bad:
-            raise UserError(f"{self.index.store}: item {self.index.item_id(row)!r}: {bad}") from bad
+            raise OwnMistake(f"{self.index.store}: item {self.index.item_id(row)!r}: {bad}") from bad
         with self._lock:
             if photo.nbytes <= self._room and row not in self._kept:
                 self._kept[row] = photo

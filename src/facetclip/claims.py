@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError
 from facetclip.files import write_once, write_whole
 from facetclip.index import INDEX_NAME, read_metadata
 from facetclip.lease import Held, Lease, holder
@@ -57,7 +57,7 @@ def _require_current(build: Build) -> None:
     if build.kept is None:
         return
     if read_metadata(build.spec.out / INDEX_NAME)["work"] not in (build.kept.of, build.digest):
-        raise UserError(f"{build.spec.out}: was updated by another process meanwhile; run the same command again")
+        raise OwnMistake(f"{build.spec.out}: was updated by another process meanwhile; run the same command again")
 
 
 def clear_up(out: Path) -> None:

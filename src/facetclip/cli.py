@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from facetclip import __version__
 from facetclip.arguments import Parser
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError, redacted
 
 # Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those
 # that train and read take seconds to import.
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(parser.parse_intermixed_args(words[1:]))  # overrides may stand before or after options
     except UserError as error:
-        return _refused(verb, str(error))
+        return _refused(verb, str(error), own=isinstance(error, OwnMistake))
     except (NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
         if error.filename is None:
             raise
@@ -67,10 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _refused(verb: str, why: str) -> int:
-    """Every process of a launch meets the same mistake; one says so."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"facetclip {verb}: {why}", file=sys.stderr)
+def _refused(verb: str, why: str, *, own: bool = False) -> int:
+    """A mistake that every process of a launch meets is told by one; its `own` by each that meets it."""
+    rank = os.environ.get("RANK")
+    if own or rank in (None, "0"):
+        who = f"process {rank}: " if own and rank is not None else ""
+        print(f"facetclip {verb}: {who}{redacted(why)}", file=sys.stderr)
     return 2
 
 

@@ -122,6 +122,18 @@ class NewModel(Strict):
     vocabulary: Positive = 1024
     positions: Positive = 32
 
+    @model_validator(mode="after")
+    def _whole_parts(self) -> "NewModel":
+        for whole, part in (
+            ("image_size", "patch_size"),
+            ("vision_width", "vision_heads"),
+            ("text_width", "text_heads"),
+        ):
+            size, divisor = getattr(self, whole), getattr(self, part)
+            if size % divisor:
+                raise ValueError(f"{whole} = {size} is not divisible by {part} = {divisor}")
+        return self
+
 
 class ModelChoice(Strict):
     """What training starts from: a folder, a hub id, `starter`, or a new model; and how photos become square."""
@@ -184,7 +196,7 @@ class Tuning(Strict):
     blocks: Positive = 2
     rank: Positive = 8
     strength: Annotated[float, Field(gt=0)] = 16.0
-    places: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    places: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
     context: Positive = 4
     per_value: bool = False
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -226,7 +238,7 @@ class Optimizer(Strict):
     final_lr: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     weight_decay: NonNegative = 0.05
-    beta2: Fraction = 0.98
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
     clip_norm: NonNegative = 1.0
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from facetclip import __version__, faults
 from facetclip.addresses import Allowed, Refused, place, redirected, shown
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake
 from facetclip.fetching import Answer, Client, Failure, Kept, Patience, Stale, resolve
 from facetclip.images import MOST_BYTES, BadImage
 
@@ -154,7 +154,7 @@ class Queues:
 def download_all(
     urls: Iterable[str], spec: FetchSpec, folder: Path, *, names: Callable[[str, int], Sequence[str]] = resolve
 ) -> None:
-    """Fetch every URL into `folder`, or note why it cannot be had. UserError past the limit of bytes or of the disk."""
+    """Fetch every URL into `folder`, or note why it cannot be had. OwnMistake at the most bytes, or a full disk."""
     client = Client(spec.agent, spec.allowed, spec.patience, names)
     crew = _Crew(spec, folder, client)
     threads = [Thread(target=crew.work, name=f"download-{number}", daemon=True) for number in range(spec.threads)]
@@ -172,7 +172,7 @@ def download_all(
             thread.join()
         client.close()
     if isinstance(crew.error, OSError):
-        raise UserError(f"{folder}: could not be written: {crew.error.strerror}") from crew.error
+        raise OwnMistake(f"{folder}: could not be written: {crew.error.strerror}") from crew.error
     if crew.error is not None:
         raise crew.error
 
@@ -326,7 +326,7 @@ class _Crew:
             self._bytes += size
             most = self._spec.most_bytes
         if most is not None and self._bytes > most:
-            raise UserError(
+            raise OwnMistake(
                 f"more than {most:,} bytes were fetched; the same command with a higher --most-download goes on"
             )
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file to fill beside `path`; at the end it is flushed to the disk and renamed: readers see all of it or nothing.
 
-    UserError naming the path and the bytes when the disk is full or the folder cannot be written.
+    OwnMistake naming the path and the bytes when the disk is full or the folder cannot be written.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -30,7 +30,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path}: could not be written: {error.filename} is a file, not a folder") from error
     except OSError as error:
         size = beside.stat().st_size if beside.exists() else 0
-        raise UserError(f"{path}: could not be written: {error.strerror}, after {size:,} bytes") from error
+        raise OwnMistake(f"{path}: could not be written: {error.strerror}, after {size:,} bytes") from error
     finally:
         with suppress(OSError):  # what says why is on its way
             beside.unlink()

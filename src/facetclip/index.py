@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facetclip.cache import CacheSpec
-from facetclip.errors import UserError, first_line
+from facetclip.errors import OwnMistake, UserError, first_line
 from facetclip.files import writing
 from facetclip.prefetch import Portion, fetched_ahead
 from facetclip.schema import Schema
@@ -174,7 +174,7 @@ class ShardIndex:
     def read(self, row: int) -> bytes:
         """The bytes of one image, checked; safe from many threads.
 
-        UserError with shard, offset and key when they are not the bytes that were indexed.
+        OwnMistake with shard, offset and key when they are not the bytes that were indexed.
         """
         row = int(row)
         if not 0 <= row < self.size:
@@ -183,7 +183,7 @@ class ShardIndex:
         if problem and self.store.renewed(self.shards[self.shard[row]]):
             problem = self._problem(row, image := self._bytes(row))
         if problem:
-            raise UserError(f"{self._spot(row)}: {problem}; run facetclip shard again")
+            raise OwnMistake(f"{self._spot(row)}: {problem}; run facetclip shard again")
         return image
 
     def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
@@ -198,7 +198,9 @@ class ShardIndex:
         try:
             return self.store.read(shard, int(self.offset[row]), int(self.length[row]))
         except OSError as error:
-            raise UserError(f"{self._spot(row)}: cannot be read ({error.strerror})") from error
+            raise OwnMistake(f"{self._spot(row)}: cannot be read ({error.strerror})") from error
+        except UserError as error:  # the shard cannot be brought here
+            raise OwnMistake(str(error)) from error
 
     def _problem(self, row: int, image: bytes) -> str | None:
         missing = int(self.length[row]) - len(image)

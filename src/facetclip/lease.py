@@ -10,19 +10,21 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake
 
 LEASE = "lease.json"
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # a holder on another machine that has not renewed it for so long is gone
+LENGTH = 512  # bytes of a record
 LOOKED_AT = 0.5  # seconds for which the lock may be taken by processes that only look
 
 
-class Held(UserError):
+class Held(OwnMistake):
     """Another process has the lease."""
 
 
@@ -43,32 +45,33 @@ class Lease:
     def __init__(self, path: Path, doing: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("a+b", buffering=0)
+        # Not to be appended to: `pwrite` would then do so wherever it is told to write.
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         held = _holder(self._file, path, patience=LOOKED_AT)
         if held is not None:
             self._file.close()
             raise held.refusal(path.parent, doing)
         self._ended = threading.Event()
         self._write()
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._renewing.start()
 
     def release(self) -> None:
         """Let another have it."""
         self._ended.set()
+        self._renewing.join()
         os.ftruncate(self._file.fileno(), 0)
         self._file.close()
 
     def _write(self) -> None:
+        """In place, and always as long: whoever looks finds a whole record, and a full disk has room for the next."""
         content = {"host": socket.gethostname(), "pid": os.getpid(), "renewed": time.time()}
-        os.ftruncate(self._file.fileno(), 0)
-        os.pwrite(self._file.fileno(), json.dumps(content).encode(), 0)
+        os.pwrite(self._file.fileno(), json.dumps(content).encode().ljust(LENGTH), 0)
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_EVERY):
-            try:
+            with suppress(OSError):  # the lock still holds, and the next renewal may succeed
                 self._write()
-            except (OSError, ValueError):  # released meanwhile, or the disk is full: the lock still holds
-                return
 
 
 class RunLease(Lease):

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from fsspec.core import url_to_fs
 
 from facetclip import faults
-from facetclip.errors import UserError, first_line, redacted
+from facetclip.errors import OwnMistake, UserError, first_line, redacted
 
 CHUNK = 8 << 20  # bytes asked for at a time, and lost when a connection is cut
 TRIES = 6  # that bring nothing new, before it is given up
@@ -238,7 +238,7 @@ class RemoteFolder:
                     failed, wait, most = 0, FIRST_WAIT, reached
                 failed += 1
                 if failed >= TRIES:
-                    raise UserError(f"{self.spot(name)}: could not be {doing} in {TRIES} tries: {error}") from error
+                    raise OwnMistake(f"{self.spot(name)}: could not be {doing} in {TRIES} tries: {error}") from error
             if (stop or threading.Event()).wait(wait * random.uniform(0.5, 1)):
                 raise Stopped
             wait = min(2 * wait, LONGEST_WAIT)

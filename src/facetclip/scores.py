@@ -14,7 +14,7 @@ from torch import Tensor
 
 from facetclip.batches import ahead, decoding_threads
 from facetclip.calibration import Calibration, probabilities
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
@@ -120,7 +120,7 @@ def score_rows(
 ) -> Scores:
     """Score `rows` on the reader's device, with images decoded by threads ahead of it.
 
-    An image that cannot be read is a UserError naming the item, or with `skip_bad` lands in `Scores.bad`. Batches are
+    An image that cannot be read is an OwnMistake naming the item, or with `skip_bad` lands in `Scores.bad`. Batches are
     cut from `rows` alone, so the same rows give the same numbers.
     """
     rows = np.asarray(rows, dtype=np.int64)
@@ -140,7 +140,7 @@ def score_rows(
             reader.train()
     for row, reason in bad.items():
         if not skip_bad:
-            raise UserError(f"item {photos.item_id(row)!r}: its image cannot be read: {reason}")
+            raise OwnMistake(f"item {photos.item_id(row)!r}: its image cannot be read: {reason}")
     return _joined(reader, photos, rows, batches, bad)
 
 

@@ -17,7 +17,7 @@ from facetclip.addresses import is_url
 from facetclip.catalog import Catalog
 from facetclip.claims import OTHER, claimed, clear_up
 from facetclip.downloads import download_all
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake, UserError
 from facetclip.files import write_whole
 from facetclip.index import INDEX_NAME, open_index, read_metadata
 from facetclip.indexing import NO_CHANGES, Changes, index_build, sources_of
@@ -215,7 +215,7 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
     if refused:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
         first = f"{catalog.where(bad[0][0])}: {bad[0][2]}"
-        raise UserError(
+        raise OwnMistake(  # of the part that ends last
             f"{catalog.name}: {len(bad)} of {seen} images cannot be used ({reasons}), where --max-bad "
             f"{build.spec.max_bad:g} allows {build.most_bad}; the first is {first}; see {path}"
         )

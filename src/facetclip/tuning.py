@@ -95,10 +95,15 @@ def _add_context(reader: AttributeReader, spec: Tuning) -> None:
 def _add_lora(reader: AttributeReader, spec: Tuning) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    places = "|".join(map(re.escape, spec.places))
-    targets = rf".*\.encoder\.layers\.\d+\.(.*\.)?({places})"
-    if not any(re.fullmatch(targets, name) for name, _ in reader.clip.named_modules()):
-        raise UserError(f"tuning.places: no layer of the model is called {' or '.join(spec.places)}")
+    inside = r".*\.encoder\.layers\.\d+\.(.*\.)?"
+    linear = [name for name, layer in reader.clip.named_modules() if isinstance(layer, nn.Linear)]
+    for place in spec.places:
+        if not any(re.fullmatch(inside + re.escape(place), name) for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear if re.match(inside, name)})
+            raise UserError(
+                f"tuning.places: no linear layer of the model is called {place}; those are called {', '.join(known)}"
+            )
+    targets = f"{inside}({'|'.join(map(re.escape, spec.places))})"
     alpha: Any = spec.strength  # peft takes a fraction, though it says int
     adapter: Any = LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
     inject_adapter_in_model(adapter, reader.clip, adapter_name=ADAPTER)

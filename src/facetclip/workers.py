@@ -10,7 +10,7 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from typing import TypeVar
 
-from facetclip.errors import UserError
+from facetclip.errors import OwnMistake
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -21,7 +21,7 @@ AHEAD = 2  # portions a worker: one in hand, one waiting; more would only fill t
 def each(function: Callable[[Work], Result], portions: Iterable[Work], *, workers: int) -> Generator[Result]:
     """`function` of every portion, as they end, in any order; with one worker in this process and in order.
 
-    Portions are drawn only when a worker is free. UserError when a worker is killed; other errors pass unchanged.
+    Portions are drawn only when a worker is free. OwnMistake when a worker is killed; other errors pass unchanged.
     """
     if workers == 1:
         yield from map(function, portions)
@@ -40,7 +40,7 @@ def each(function: Callable[[Work], Result], portions: Iterable[Work], *, worker
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
-            raise UserError("a worker was killed (out of memory?); run the same command again to continue") from error
+            raise OwnMistake("a worker was killed (out of memory?); run the same command again to continue") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

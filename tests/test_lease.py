@@ -1,0 +1,56 @@
+"""One holder at a time, renewed while it lives."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import facetclip.lease as lease_module
+from facetclip.lease import Lease
+
+
+@pytest.fixture
+def lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lease]:
+    monkeypatch.setattr(lease_module, "RENEWED_EVERY", 0.01)
+    held = Lease(tmp_path / "lease.json", "is at work")
+    yield held
+    held.release()
+
+
+def renewed(lease: Lease) -> float:
+    return json.loads(lease.path.read_bytes())["renewed"]
+
+
+def test_one_failed_renewal_does_not_end_them(lease: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, failures = os.pwrite, []
+
+    def full_once(descriptor: int, content: bytes, offset: int) -> int:
+        if not failures:
+            failures.append(time.time())
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(descriptor, content, offset)
+
+    monkeypatch.setattr(os, "pwrite", full_once)
+    end = time.monotonic() + 10
+    while not failures or renewed(lease) < failures[0]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_whoever_looks_always_finds_the_holder(lease: Lease) -> None:
+    end, seen = time.monotonic() + 0.5, set()
+    while time.monotonic() < end:
+        held = json.loads(lease.path.read_bytes())
+        assert held["pid"] == os.getpid()
+        seen.add(held["renewed"])
+    assert len(seen) > 5
+
+
+def test_a_release_leaves_nobody_named(tmp_path: Path) -> None:
+    held = Lease(tmp_path / "lease.json", "is at work")
+    held.release()
+    assert held.path.read_bytes() == b""
