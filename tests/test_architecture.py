@@ -57,6 +57,7 @@ LAYERS = [
         "progress",
         "lease",
         "downloads",
+        "queues",
         "attempts",
         "interruption",
         "vessels",
