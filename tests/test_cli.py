@@ -77,6 +77,25 @@ def test_a_word_that_cannot_be_read_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "review queue --out page.html --most -1",
+            "argument --most: expected a whole number of at least 1, found '-1'",
+        ),
+        ("audit shards --out queue --most 0", "argument --most: expected a whole number of at least 1, found '0'"),
+        ("audit shards --out queue --most ten", "argument --most: expected a whole number of at least 1, found 'ten'"),
+        ("audit shards --out queue --seed -1", "argument --seed: expected a whole number of at least 0, found '-1'"),
+        ("render --kind cookware --items 3 --out shop --evenness nan", "--evenness nan: expected 0 to 1000"),
+        ("render --kind cookware --items 3 --out shop --evenness inf", "--evenness inf: expected 0 to 1000"),
+        ("shard s --schema s --out o --fetch-urls --most-download inf", "--most-download: expected at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in refused(capsys, *line.split())
+
+
+@pytest.mark.parametrize(
     "line", ["fill scores shop.csv --schema s.toml --out f.csv --precision 95", "promote shop --shards s --margin 5"]
 )
 def test_a_share_given_in_percent_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,7 +103,7 @@ def _fetch_spec(args: argparse.Namespace) -> FetchSpec | None:
     if not contact.isprintable() or not contact.isascii() or set(contact) & set("()\\"):
         raise UserError("--contact: expected plain ASCII without brackets, such as photos@shop.example")
     for name, least in (("per_host", 1), ("spacing", 0), ("most_download", 0)):
-        if not given.get(name, least) >= least:
+        if not least <= given.get(name, least) < float("inf"):
             raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, found {given[name]}")
     try:
         allowed = allowed_hosts(given.get("allow_host", []))
