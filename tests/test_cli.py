@@ -1,5 +1,7 @@
 """The console command: one door, clear refusals, exit codes."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +112,44 @@ def test_a_file_where_a_folder_is_to_be_is_one_line(
     catalog.write_text("id,style,image,lid\n1,a,1.jpg,yes\n")
     assert main(["shard", str(catalog), "--schema", schema, "--images", str(tmp_path), "--out", str(catalog)]) == 2
     assert capsys.readouterr().err == f"facetclip shard: {catalog}: Not a directory; give another path\n"
+
+
+@pytest.mark.parametrize("verb", ["shard", "check", "schema", "inspect", "sync"])
+def test_a_path_that_is_too_long_is_one_line(
+    verb: str, schema: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = tmp_path / "shop.csv"
+    catalog.write_text("id,style,image,lid\n1,a,1.jpg,yes\n")
+    long = str(tmp_path / ("x" * 300))
+    words = {
+        "shard": (str(catalog), "--schema", schema, "--images", str(tmp_path), "--out", long),
+        "check": (str(catalog), "--schema", schema, "--images", str(tmp_path), "--out", f"{long}/found.csv"),
+        "schema": (str(catalog), "--out", long),
+    }
+    said = refused(capsys, verb, *words.get(verb, (long,)))
+    assert "File name too long" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_path_that_cannot_be_used_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(source: str) -> None:
+        raise OSError(number, os.strerror(number), "out/index.parquet")
+
+    monkeypatch.setattr("facetclip.data_commands.open_index", fail)
+    expected = f"facetclip inspect: out/index.parquet: {os.strerror(number)}; give another path\n"
+    assert refused(capsys, "inspect", "out") == expected
+
+
+def test_an_error_that_is_of_no_path_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "out/index.parquet")
+
+    monkeypatch.setattr("facetclip.data_commands.open_index", fail)
+    with pytest.raises(OSError, match="out/index"):
+        main(["inspect", "out"])
 
 
 def test_a_misspelt_key_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
