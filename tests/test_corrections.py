@@ -1,4 +1,5 @@
 import csv
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -130,6 +131,17 @@ def test_tabs_json_lines_and_parquet_keep_their_kind(tmp_path):
     fixed = pq.read_table(tmp_path / "fixed.parquet")
     assert fixed.column("price").to_pylist() == [1.5]
     assert fixed.column("sleeve").to_pylist() == ["short"]
+
+
+def test_column_names_with_outer_blanks_keep_them(tmp_path):
+    line = "a,sleeve,long,short,accept,short"
+    cells = {" id": "a", "product": "P", "image": "i", "category": "shirt", "sleeve ": "long", "colour": "red"}
+    apply(tmp_path, shop(tmp_path, json.dumps(cells), "s.jsonl"), line)
+    assert json.loads((tmp_path / "fixed.jsonl").read_text()) == cells | {"sleeve ": "short"}
+    (tmp_path / "changes.csv").unlink()
+    pq.write_table(pa.Table.from_pylist([cells]), tmp_path / "s.parquet")
+    apply(tmp_path, tmp_path / "s.parquet", line)
+    assert pq.read_table(tmp_path / "fixed.parquet").to_pylist() == [cells | {"sleeve ": "short"}]
 
 
 def test_the_corrected_catalog_reads_as_it_was_decided(tmp_path):

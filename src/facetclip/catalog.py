@@ -10,6 +10,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def read_catalog(source: str, *, split: str | None = None) -> Catalog:
         )
     if not table.num_rows:
         raise UserError(f"{name}: 0 rows; expected one row per image below the column names")
-    return Catalog(name, _as_text(table), first, skipped)
+    return Catalog(name, _as_text(name, table), first, skipped)
 
 
 def _read_file(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
@@ -200,9 +201,9 @@ def _skipped(numbers: list[int], first: int) -> tuple[int, ...]:
 
 
 def _check_names(where: str, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{where}: column {twice[0]!r} occurs twice; give each column its own name")
+    if len(set(names)) < len(names):
+        twice = min(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where}: column {twice!r} occurs twice; give each column its own name")
 
 
 def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
@@ -219,13 +220,18 @@ def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
 
 def _json_record(where: str, line: str) -> dict[str, object]:
     try:
-        record = json.loads(line, parse_float=str)
+        record = json.loads(line, parse_float=str, object_pairs_hook=partial(_once_each, where))
         json.dumps(record, ensure_ascii=False).encode()  # fails where half of a surrogate pair was written
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise UserError(f'{where}: expected an object such as {{"id": "A1"}}, one a line')
-    return record
+    return {name.strip(): value for name, value in record.items()}
+
+
+def _once_each(where: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    _check_names(where, [name.strip() for name, _ in pairs])
+    return dict(pairs)
 
 
 def _text(value: object) -> str | None:
@@ -290,10 +296,11 @@ def _choose_split(source: str, parts: dict, split: str | None) -> Any:
     return parts[split]
 
 
-def _as_text(table: pa.Table) -> pa.Table:
-    """Every column as text, but for images."""
-    columns = {name: _column_as_text(column) for name, column in zip(table.column_names, table.columns, strict=True)}
-    return pa.table(columns)
+def _as_text(source: str, table: pa.Table) -> pa.Table:
+    """Every column as text, but for images; names without outer blanks, as in a schema."""
+    names = [name.strip() for name in table.column_names]
+    _check_names(source, names)
+    return pa.table({name: _column_as_text(column) for name, column in zip(names, table.columns, strict=True)})
 
 
 def _is_image(kind: pa.DataType) -> bool:

@@ -150,19 +150,22 @@ def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:
     lines = text_of(source).split("\n")
     for (place, column), value in changes.items():
         number = catalog.row_number(place) - 1
-        record = json.loads(lines[number]) | {column: value or None}
-        lines[number] = json.dumps(record, ensure_ascii=False)
+        record = json.loads(lines[number])
+        written = next((name for name in record if name.strip() == column), column)
+        lines[number] = json.dumps(record | {written: value or None}, ensure_ascii=False)
     return "\n".join(lines).encode("utf-8")
 
 
 def _parquet(source: Path, changes: Changes) -> bytes:
     table = pq.read_table(source)
+    place_of = {name.strip(): place for place, name in enumerate(table.column_names)}
     for column in {column for _, column in changes}:
-        cells = table.column(column).cast(pa.string()).to_pylist()
+        at = place_of[column]
+        cells = table.column(at).cast(pa.string()).to_pylist()
         for (place, name), value in changes.items():
             if name == column:
                 cells[place] = value or None
-        table = table.set_column(table.column_names.index(column), column, pa.array(cells, pa.string()))
+        table = table.set_column(at, table.column_names[at], pa.array(cells, pa.string()))
     out = io.BytesIO()
     pq.write_table(table, out)
     return out.getvalue()
