@@ -15,6 +15,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists what it takes")
 
 
+def add_dataset_split(parser: argparse.ArgumentParser) -> None:
+    """What every verb takes that reads a catalog."""
+    parser.add_argument("--dataset-split", help="which split of the catalog, where that is a dataset of several")
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number from `least` on.
 

@@ -70,9 +70,11 @@ class _Read:
     told: np.ndarray
 
 
-def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: FillSpec) -> dict[str, Filled]:
-    """Write `catalog` to `out` (.csv or .parquet) with what the finished extraction in `scores` fills in; both may be
-    URLs.
+def fill(
+    scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: FillSpec, *, split: str | None = None
+) -> dict[str, Filled]:
+    """Write `catalog` (of a dataset, its `split`) to `out` (.csv or .parquet) with what the finished extraction in
+    `scores` fills in; both may be URLs.
 
     Beside each attribute's column stand two new ones, COLUMN_source (table, product or photo) and COLUMN_confidence.
     UserError where the scores are of another schema, lack the model's cut-offs, or are not of this catalog's items.
@@ -85,7 +87,7 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
         raise UserError(f"{target.spot(name)} is there already; name another file")
     manifest = _manifest(answered)
     card = ModelCard.from_json(json.dumps(manifest["card"]))
-    meaning, table = read_schema(schema), read_catalog(catalog)
+    meaning, table = read_schema(schema), read_catalog(catalog, split=split)
     table.require_columns(meaning)
     _check(answered, card, meaning, table)
     labels = encode_labels(table, meaning)
