@@ -88,7 +88,7 @@ LAYERS = [
         "fingerprints",
         "hamming",
     },
-    {"catalog", "suggestions"},
+    {"catalog", "suggestions", "answering"},
     {"schema"},
     {"config"},
     {"fetching"},

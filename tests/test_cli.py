@@ -166,6 +166,17 @@ def test_a_run_that_could_not_begin_is_not_held(tmp_path: Path, capsys: pytest.C
         assert "none: no index.parquet" in capsys.readouterr().err
 
 
+def test_a_run_whose_model_could_not_be_registered_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shards(tmp_path / "shards", 24, validation=True)
+    path = tmp_path / "run.toml"
+    path.write_text(RUN.format(shards=tmp_path / "shards", out=tmp_path / "run") + 'tracking.register_as = "shop"\n')
+    monkeypatch.setattr("facetclip.answering.ERROR", "colour")
+    assert "an attribute called 'colour' cannot be served" in refused(capsys, "train", str(path))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_misspelt_key_of_a_schema_is_one_line(
     tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

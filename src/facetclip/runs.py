@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from facetclip.answering import answer_columns
 from facetclip.attempts import RECORD as ATTEMPTS
 from facetclip.attempts import count_attempt
 from facetclip.config import RunConfig
@@ -73,6 +74,8 @@ def _train(
         remove(folder / name)
     accelerator.wait_for_everyone()
     trainer = Trainer(run, accelerator)
+    if run.tracking.register_as:
+        answer_columns(trainer.index.schema.names)  # what registering would refuse, before the training
     if main:
         count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
         trainer.tracker = start_tracker(trainer.run, folder)
