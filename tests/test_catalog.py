@@ -157,6 +157,8 @@ def test_json_values_become_the_text_that_was_written(read):
         ("[1, 2]\n", "row 1: expected an object"),
         ('{"id": "\\ud800"}\n', "row 1: not JSON"),
         ("[" * 100_000, "row 1: not JSON"),
+        ('{"id": 1}\n{"id": 1, "lid": "yes", "id": 2}\n', "row 2: column 'id' occurs twice"),
+        ('{"id": 1, "lid": "yes", "lid ": "no"}\n', "row 1: column 'lid' occurs twice"),
         ("\n", "0 rows"),
         ("", "0 rows"),
     ],
@@ -207,6 +209,18 @@ def test_embedded_images_stay_bytes(parquet):
     catalog = parquet({"image": image, "raw": [b"\x89PNG", None], "big": pa.array([b"GIF", None], pa.large_binary())})
     assert catalog.column("image") == image
     assert (catalog.column("raw"), catalog.column("big")) == ([b"\x89PNG", None], [b"GIF", None])
+
+
+def test_blanks_around_a_column_name_mean_nothing_in_any_kind_of_file(parquet, read):
+    for catalog in (
+        parquet({"id": ["1", "2"], "lid ": ["yes", None]}),
+        read('{"id": 1, "lid ": "yes"}\n{" id": 2, "lid": null}\n', "c.jsonl"),
+        read("id, lid \n1,yes\n2,\n"),
+    ):
+        assert catalog.column("id") == ["1", "2"]
+        assert [cell or None for cell in catalog.column("lid")] == ["yes", None]
+    with pytest.raises(UserError, match=r"c\.parquet: column 'lid' occurs twice"):
+        parquet({"lid": ["yes"], "lid ": ["no"]})
 
 
 def test_broken_parquet_is_refused(parquet, read):

@@ -1,5 +1,7 @@
 """The console command: one door, clear refusals, exit codes."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +79,25 @@ def test_a_word_that_cannot_be_read_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "review queue --out page.html --most -1",
+            "argument --most: expected a whole number of at least 1, found '-1'",
+        ),
+        ("audit shards --out queue --most 0", "argument --most: expected a whole number of at least 1, found '0'"),
+        ("audit shards --out queue --most ten", "argument --most: expected a whole number of at least 1, found 'ten'"),
+        ("audit shards --out queue --seed -1", "argument --seed: expected a whole number of at least 0, found '-1'"),
+        ("render --kind cookware --items 3 --out shop --evenness nan", "--evenness nan: expected 0 to 1000"),
+        ("render --kind cookware --items 3 --out shop --evenness inf", "--evenness inf: expected 0 to 1000"),
+        ("shard s --schema s --out o --fetch-urls --most-download inf", "--most-download: expected at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in refused(capsys, *line.split())
+
+
+@pytest.mark.parametrize(
     "line", ["fill scores shop.csv --schema s.toml --out f.csv --precision 95", "promote shop --shards s --margin 5"]
 )
 def test_a_share_given_in_percent_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +128,44 @@ def test_a_refusal_never_repeats_a_password(
     assert "s3cret" not in refused(capsys, *line.split())
 
 
+@pytest.mark.parametrize("verb", ["shard", "check", "schema", "inspect", "sync"])
+def test_a_path_that_is_too_long_is_one_line(
+    verb: str, schema: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = tmp_path / "shop.csv"
+    catalog.write_text("id,style,image,lid\n1,a,1.jpg,yes\n")
+    long = str(tmp_path / ("x" * 300))
+    words = {
+        "shard": (str(catalog), "--schema", schema, "--images", str(tmp_path), "--out", long),
+        "check": (str(catalog), "--schema", schema, "--images", str(tmp_path), "--out", f"{long}/found.csv"),
+        "schema": (str(catalog), "--out", long),
+    }
+    said = refused(capsys, verb, *words.get(verb, (long,)))
+    assert "File name too long" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_path_that_cannot_be_used_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(source: str) -> None:
+        raise OSError(number, os.strerror(number), "out/index.parquet")
+
+    monkeypatch.setattr("facetclip.data_commands.open_index", fail)
+    expected = f"facetclip inspect: out/index.parquet: {os.strerror(number)}; give another path\n"
+    assert refused(capsys, "inspect", "out") == expected
+
+
+def test_an_error_that_is_of_no_path_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "out/index.parquet")
+
+    monkeypatch.setattr("facetclip.data_commands.open_index", fail)
+    with pytest.raises(OSError, match="out/index"):
+        main(["inspect", "out"])
+
+
 def test_a_misspelt_key_of_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run.toml"
     run.write_text(RUN.format(shards=tmp_path, out=tmp_path / "out").replace("steps", "stpes"))
@@ -119,6 +178,17 @@ def test_a_run_that_could_not_begin_is_not_held(tmp_path: Path, capsys: pytest.C
     for _ in range(2):
         assert main(["train", str(path)]) == 2
         assert "none: no index.parquet" in capsys.readouterr().err
+
+
+def test_a_run_whose_model_could_not_be_registered_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shards(tmp_path / "shards", 24, validation=True)
+    path = tmp_path / "run.toml"
+    path.write_text(RUN.format(shards=tmp_path / "shards", out=tmp_path / "run") + 'tracking.register_as = "shop"\n')
+    monkeypatch.setattr("facetclip.answering.ERROR", "colour")
+    assert "an attribute called 'colour' cannot be served" in refused(capsys, "train", str(path))
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_misspelt_key_of_a_schema_is_one_line(

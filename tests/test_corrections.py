@@ -1,4 +1,5 @@
 import csv
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -152,6 +153,17 @@ def test_a_corrected_column_of_a_parquet_catalog_keeps_its_type_where_it_can(tmp
     fixed = pq.read_table(tmp_path / "one.parquet")
     assert [fixed.column(name).to_pylist() for name in typed] == [[True, False], [2.0, 2.0], ["pot", "pan"]]
     assert pq.read_table(tmp_path / "two.parquet").column("litres").to_pylist() == ["large", "2"]
+
+
+def test_column_names_with_outer_blanks_keep_them(tmp_path):
+    line = "a,sleeve,long,short,accept,short"
+    cells = {" id": "a", "product": "P", "image": "i", "category": "shirt", "sleeve ": "long", "colour": "red"}
+    apply(tmp_path, shop(tmp_path, json.dumps(cells), "s.jsonl"), line)
+    assert json.loads((tmp_path / "fixed.jsonl").read_text()) == cells | {"sleeve ": "short"}
+    (tmp_path / "changes.csv").unlink()
+    pq.write_table(pa.Table.from_pylist([cells]), tmp_path / "s.parquet")
+    apply(tmp_path, tmp_path / "s.parquet", line)
+    assert pq.read_table(tmp_path / "fixed.parquet").to_pylist() == [cells | {"sleeve ": "short"}]
 
 
 def test_the_corrected_catalog_reads_as_it_was_decided(tmp_path):

@@ -17,11 +17,13 @@ from facetclip.addresses import allowed_hosts
 from facetclip.catalog import read_catalog
 from facetclip.checks import CheckSpec, check_catalog
 from facetclip.cli import main
-from facetclip.downloads import FetchSpec, Job, Queues, download_all, downloaded
+from facetclip.downloads import FetchSpec, download_all, downloaded, judged
 from facetclip.errors import UserError
 from facetclip.fetching import Patience
-from facetclip.images import CODES, BadImage, encode_jpeg
+from facetclip.images import CODES, BadImage, encode_jpeg, packed_image
 from facetclip.index import INDEX_NAME
+from facetclip.lease import LEASE, Held, Lease
+from facetclip.queues import Job, Queues
 from facetclip.schema import Schema
 from facetclip.shards import ShardSpec, build_shards
 from facetclip.slices import PARTS
@@ -202,7 +204,7 @@ def test_a_dropped_connection_goes_on_where_it_ended(server, tmp_path):
     assert downloaded(tmp_path, url) == server.bodies["/large"]
     assert server.hits["/dropped/1"] == 3
     assert server.sent == len(server.bodies["/large"])
-    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [""]
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file() and path.name != LEASE} == {""}
 
 
 def test_a_version_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
@@ -365,6 +367,42 @@ def test_what_failed_and_may_have_passed_is_tried_again_by_the_same_command(serv
         note.write_text(note.read_text().replace('"transient": false', '"transient": true'))
     server.bodies = kept
     assert build_shards(catalog, SCHEMA, spec).samples == 28  # ... a failure that may pass does not
+
+
+def test_a_body_that_is_no_image_is_asked_for_again_by_the_next_run(server, tmp_path):
+    catalog, fetch = shop(server, tmp_path), spec_for(server, folder=tmp_path / "downloads")
+    given = {"images": tmp_path / "photos", "max_bad": 0.2, "fetch": fetch}
+    server.bodies |= {f"/{number}.jpg": b"<html>busy</html>" for number in (7, 8, 9)}
+    found = [problem.code for problem in check_catalog(catalog, SCHEMA, CheckSpec(**given)).problems]
+    assert found.count("not_an_image") == 3
+    server.bodies["/7.jpg"] = photo(7)
+    report = build_shards(catalog, SCHEMA, ShardSpec(tmp_path / "out", **given))
+    assert (report.samples, report.bad["not_an_image"]) == (26, 2)
+    server.bodies["/8.jpg"] = photo(8)
+    report = build_shards(catalog, SCHEMA, ShardSpec(tmp_path / "out", **given, update=True))
+    assert (report.samples, report.bad["not_an_image"]) == (27, 1)
+    hits = [server.hits[f"/{number}.jpg"] for number in (6, 7, 8, 9)]
+    assert hits == [1, 2, 3, 3], "what is good is not asked for again"
+
+
+def test_a_bad_body_that_two_rows_name_is_the_same_to_both(server, tmp_path):
+    server.bodies["/page"] = b"<html>busy</html>"
+    url = server.url("/page")
+    download_all([url], spec_for(server), tmp_path)
+    for _ in range(2):
+        with pytest.raises(BadImage, match="not_an_image"):
+            judged(tmp_path, url, lambda content: packed_image(content, None, 8))
+
+
+def test_two_processes_do_not_fetch_into_one_folder_at_once(server, tmp_path):
+    lease = Lease(tmp_path / LEASE, "is fetching into this folder")
+    with pytest.raises(Held, match="is fetching into this folder; wait"):
+        download_all([server.url("/photo")], spec_for(server), tmp_path)
+    lease.release()
+    download_all([server.url("/photo")], spec_for(server), tmp_path)
+    lease = Lease(tmp_path / LEASE, "is fetching into this folder")
+    download_all([server.url("/photo")], spec_for(server), tmp_path)  # nothing is left to fetch
+    lease.release()
 
 
 def test_after_a_kill_nothing_is_asked_for_twice(server, tmp_path):

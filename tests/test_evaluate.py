@@ -9,6 +9,7 @@ from small_shop import SCHEMA, make_labels, make_reader, make_shards
 
 from facetclip.abstention import Cutoff
 from facetclip.calibration import Calibration
+from facetclip.catalog import read_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.evaluate import Beside, Cut, evaluate, evaluate_reader, examiner
@@ -280,15 +281,36 @@ def test_rare_values_are_one_slice_and_a_slice_without_a_label_has_no_numbers(tm
     assert set(found[1].numbers) == {"accuracy", "macro_f1", "exact_match"}
 
 
+def test_items_are_sliced_by_a_split_of_a_dataset(tmp_path, index, start):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"id": f"item {number}", "brand": "Acme"} for number in range(22)])
+    datasets.DatasetDict({"whole": rows, "little": rows.select([0])}).save_to_disk(str(tmp_path / "shop"))
+    words = [
+        "evaluate",
+        str(start),
+        "--shards",
+        str(index.folder),
+        "--out",
+        str(tmp_path / "report"),
+        "--against",
+        "none",
+    ]
+    words += ["--slice", "brand", "--catalog", str(tmp_path / "shop"), "--dataset-split"]
+    assert main([*words, "whole"]) == 0
+    (brand,) = json.loads((tmp_path / "report" / "report.json").read_text())["slices"]["brand"]
+    assert (brand["value"], brand["items"]) == ("Acme", 11)
+    assert main([*words, "little"]) == 2
+
+
 def test_columns_that_are_not_there_are_named(tmp_path, index):
     rows = index.rows("test")
     (tmp_path / "shop.csv").write_text("id,brand\nitem 1,Acme\n")
     with pytest.raises(UserError, match="the index knows product, category, sleeve, colour; give the catalog"):
         columns_of(index, rows, ["brand"], None)
     with pytest.raises(UserError, match=r"shop.csv: no column 'brnad'; did you mean 'brand'"):
-        columns_of(index, rows, ["brnad"], str(tmp_path / "shop.csv"))
+        columns_of(index, rows, ["brnad"], read_catalog(str(tmp_path / "shop.csv")))
     with pytest.raises(UserError, match=r"shop.csv: has no item 'item 3'"):
-        columns_of(index, rows, ["brand"], str(tmp_path / "shop.csv"))
+        columns_of(index, rows, ["brand"], read_catalog(str(tmp_path / "shop.csv")))
 
 
 def test_an_evaluation_is_filed_in_the_run_of_its_model(tmp_path, store, index, capsys):

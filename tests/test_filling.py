@@ -55,6 +55,19 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+def test_a_split_of_a_dataset_is_read_and_filled_when_it_is_named(shop, monkeypatch, capsys):
+    datasets = pytest.importorskip("datasets")
+    rows = rows_of(shop / "shop.csv")
+    parts = {"old": datasets.Dataset.from_list(rows[:3]), "new": datasets.Dataset.from_list(rows[3:])}
+    datasets.DatasetDict(parts).save_to_disk(str(shop / "saved"))
+    extracted(shop, monkeypatch)
+    words = ["--schema", str(shop / "schema.toml"), "--dataset-split", "new", "--out"]
+    read = ["extract", str(shop / "model"), "--catalog", str(shop / "saved"), "--images", str(shop / "images"), *words]
+    assert main([*read, str(shop / "read")]) == 0
+    assert main(["fill", str(shop / "read"), str(shop / "saved"), *words, str(shop / "filled.csv")]) == 0
+    assert [row["id"] for row in rows_of(shop / "filled.csv")] == [row["id"] for row in rows[3:]]
+
+
 def test_gaps_are_filled_and_marked_and_nothing_that_was_given_changes(shop, monkeypatch, capsys):
     scores = extracted(shop, monkeypatch)
     words = ["fill", str(scores), str(shop / "shop.csv"), "--schema", str(shop / "schema.toml"), "--out"]

@@ -10,11 +10,13 @@ import pytest
 from mlflow.pyfunc.model import PythonModelContext
 from small_shop import SCHEMA, make_reader, photo
 
+from facetclip.errors import UserError
 from facetclip.extract import not_applicable
 from facetclip.model import save_model
 from facetclip.pyfunc_model import CLIP, ROOT, AttributeModel, RequestPhotos, answers
 from facetclip.registry import CLIP as REGISTERED_CLIP
-from facetclip.registry import EXAMPLE
+from facetclip.registry import EXAMPLE, _signature
+from facetclip.schema import Schema
 from facetclip.scores import score_rows
 
 
@@ -91,6 +93,21 @@ def test_paths_are_read_only_under_the_image_root(
     assert rows["error"][[0, 1, 6]].isna().all()
     assert [error.rpartition("(")[2] for error in rows["error"][2:6]] == ["outside_root)"] * 3 + ["not_found)"]
     assert rows["category"][0] == asked(model, text(photo(0)))["category"][0]
+    assert not [error for error in rows["error"] if error and str(tmp_path) in error], "clients learn no path"
+
+
+@pytest.mark.parametrize(("names", "clash"), [(["lid", "error"], "error"), (["lid_probability", "lid"], "lid_pro")])
+def test_an_attribute_with_the_name_of_another_column_is_not_served(
+    names: list[str], clash: str, tmp_path: Path
+) -> None:
+    attributes = {name: {"column": "lid", "values": ["yes", "no"]} for name in names}
+    columns = {"item": "id", "product": "product", "image": "image"}
+    reader = make_reader(schema=Schema.model_validate({"columns": columns, "attributes": attributes}))
+    folder = save_model(reader, tmp_path / "model")
+    with pytest.raises(UserError, match=f"attribute called '{clash}.*' cannot be served"):
+        AttributeModel().load_context(PythonModelContext({CLIP: str(folder)}, None))
+    with pytest.raises(UserError, match=f"attribute called '{clash}.*' cannot be served"):
+        _signature(reader.schema)
 
 
 def test_no_rows_get_no_answers(model: AttributeModel) -> None:

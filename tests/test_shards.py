@@ -294,6 +294,14 @@ def test_bad_images_are_left_out_and_listed(shop):
     assert (again.reused, again.bad) == (5, report.bad)
 
 
+def test_the_quarantine_shows_the_beginning_of_a_long_cell(shop):
+    catalog = shop / "catalog.csv"
+    catalog.write_text(catalog.read_text().replace("a/1.jpg", "data:" + "A" * 200_000))
+    build(shop, max_bad=0.1)
+    with (shop / "shards" / QUARANTINE).open(encoding="utf-8", newline="") as file:
+        assert [len(row["image"]) for row in csv.DictReader(file)] == [200]
+
+
 def test_too_many_bad_images_stop_the_build_with_the_reasons(shop):
     spoil(shop)
     reasons = (

@@ -230,7 +230,7 @@ def test_photos_that_are_gone_stay_in_the_shards(shop):
 
 def test_a_photo_that_was_replaced_by_a_bad_one_is_left_out(shop):
     (shop / "photos" / "a" / "3.jpg").write_bytes(b"<html>")
-    with pytest.raises(UserError, match="1 of 1 images cannot be used"):
+    with pytest.raises(UserError, match=f"1 of {ROWS} images cannot be used"):
         update(shop)
     report = update(shop, max_bad=1.0)
     assert report.changes
@@ -238,14 +238,37 @@ def test_a_photo_that_was_replaced_by_a_bad_one_is_left_out(shop):
     assert_as_fresh(shop)
 
 
-def test_bad_images_are_tried_again_and_do_not_count_as_new_ones(tmp_path):
+def test_an_update_may_leave_out_as_many_images_as_a_build_from_scratch(shop):
+    added(shop, range(40, 50))
+    for number in (41, 43):
+        (shop / "photos" / "a" / f"{number}.jpg").write_bytes(b"<html>")
+    for folder in ("shards", "scratch"):
+        with pytest.raises(UserError, match=r"2 of 50 images cannot be used .* --max-bad 0\.03 allows 1"):
+            build(shop, folder, max_bad=0.03, update=folder == "shards", samples_per_shard=50)
+    assert build(shop, "scratch", max_bad=0.04, samples_per_shard=50).bad == update(shop, max_bad=0.04).bad
+    assert_as_fresh(shop)
+
+
+@pytest.mark.parametrize("content", ["row;item\n5;Größe\n".encode("cp1252"), b'"' + b"x" * 200_000 + b'"', None])
+def test_what_becomes_of_the_quarantine_file_means_nothing_to_an_update(tmp_path, content):
     shop = make_shop(tmp_path)
-    for number in (5, 8, 30):  # item 8 looks like a formula in quarantine.csv
+    (shop / "photos" / "a" / "5.jpg").write_bytes(b"<html>")
+    build(shop, max_bad=0.1)
+    quarantine = shop / "shards" / QUARANTINE
+    quarantine.unlink() if content is None else quarantine.write_bytes(content)
+    added(shop, [40])
+    assert update(shop, max_bad=0.1).bad == {"not_an_image": 1}
+    assert_as_fresh(shop)
+
+
+def test_bad_images_are_tried_again(tmp_path):
+    shop = make_shop(tmp_path)
+    for number in (5, 8, 30):
         (shop / "photos" / "a" / f"{number}.jpg").write_bytes(b"<html>")
     build(shop, max_bad=0.1)
     write_photo(shop / "photos" / "a" / "5.jpg", 5)
     added(shop, [40, 41])
-    report = update(shop)
+    report = update(shop, max_bad=0.05)
     assert report.changes
     assert (report.changes.added, report.bad) == (3, {"not_an_image": 2})
     assert len((shop / "shards" / QUARANTINE).read_text().splitlines()) == 3
@@ -254,8 +277,8 @@ def test_bad_images_are_tried_again_and_do_not_count_as_new_ones(tmp_path):
     added(shop, [42, 43])
     (shop / "photos" / "a" / "43.jpg").unlink()
     before = contents(shop / "shards")
-    with pytest.raises(UserError, match=r"4 of 5 images cannot be used .* allows 2"):
-        update(shop)
+    with pytest.raises(UserError, match=r"4 of 44 images cannot be used .* allows 2"):
+        update(shop, max_bad=0.05)
     after = contents(shop / "shards")
     assert all(after[name] == before[name] for name in before if name != QUARANTINE)
 

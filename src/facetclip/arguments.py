@@ -1,6 +1,7 @@
 """How the verbs read their command lines: a word that cannot be read is a UserError like any other mistake."""
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from facetclip.errors import UserError
@@ -12,6 +13,27 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
         raise UserError(f"{message}; {self.prog} --help lists what it takes")
+
+
+def add_dataset_split(parser: argparse.ArgumentParser) -> None:
+    """What every verb takes that reads a catalog."""
+    parser.add_argument("--dataset-split", help="which split of the catalog, where that is a dataset of several")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least` on.
+
+    >>> at_least(1)("5")
+    5
+    """
+
+    def whole(text: str) -> int:
+        found = int(text) if text.strip().lstrip("+-").isdecimal() else least - 1
+        if found < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        return found
+
+    return whole
 
 
 def share(text: str) -> float:

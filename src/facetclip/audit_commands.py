@@ -4,6 +4,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+from facetclip.arguments import at_least
 from facetclip.audit import FLAGS, FOLDS, MOST, AuditSpec, audit
 from facetclip.config import read_run
 from facetclip.label_next import label_next
@@ -19,8 +20,8 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="starter", help="whose features are judged by: a model not tuned on these")
     parser.add_argument("--run", type=Path, help="a run file: fine-tune a model for each fold, too")
     parser.add_argument("--folds", type=int, default=FOLDS, help="into which the products are dealt")
-    parser.add_argument("--seed", type=int, default=0, help="of the folds")
-    parser.add_argument("--most", type=int, default=MOST, help="suspects in the queue")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the folds")
+    parser.add_argument("--most", type=at_least(1), default=MOST, help="suspects in the queue")
 
 
 def run_audit(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def read_catalog(source: str, *, split: str | None = None) -> Catalog:
         )
     if not table.num_rows:
         raise UserError(f"{name}: 0 rows; expected one row per image below the column names")
-    return Catalog(name, _as_text(table), first, skipped, table)
+    return Catalog(name, _as_text(name, table), first, skipped, table)
 
 
 def _read_file(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
@@ -209,9 +210,9 @@ def _skipped(numbers: list[int], first: int) -> tuple[int, ...]:
 
 
 def _check_names(where: str, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{where}: column {twice[0]!r} occurs twice; give each column its own name")
+    if len(set(names)) < len(names):
+        twice = min(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where}: column {twice!r} occurs twice; give each column its own name")
 
 
 def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
@@ -228,13 +229,18 @@ def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
 
 def _json_record(where: str, line: str) -> dict[str, object]:
     try:
-        record = json.loads(line, parse_float=str)
+        record = json.loads(line, parse_float=str, object_pairs_hook=partial(_once_each, where))
         json.dumps(record, ensure_ascii=False).encode()  # fails where half of a surrogate pair was written
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise UserError(f'{where}: expected an object such as {{"id": "A1"}}, one a line')
-    return record
+    return {name.strip(): value for name, value in record.items()}
+
+
+def _once_each(where: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    _check_names(where, [name.strip() for name, _ in pairs])
+    return dict(pairs)
 
 
 def _text(value: object) -> str | None:
@@ -299,10 +305,11 @@ def _choose_split(source: str, parts: dict, split: str | None) -> Any:
     return parts[split]
 
 
-def _as_text(table: pa.Table) -> pa.Table:
-    """Every column as text, but for images."""
-    columns = {name: _column_as_text(column) for name, column in zip(table.column_names, table.columns, strict=True)}
-    return pa.table(columns)
+def _as_text(source: str, table: pa.Table) -> pa.Table:
+    """Every column as text, but for images; names without outer blanks, as in a schema."""
+    names = [name.strip() for name in table.column_names]
+    _check_names(source, names)
+    return pa.table({name: _column_as_text(column) for name, column in zip(names, table.columns, strict=True)})
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -342,11 +349,12 @@ def with_cells(table: pa.Table, cells: Mapping[str, Sequence[str | None]]) -> pa
     >>> with_cells(stock, {"lid": ["true", "false"]}).to_pylist()
     [{'lid': True, 'price': 9.5}, {'lid': False, 'price': 12.0}]
     """
+    place_of = {name.strip(): place for place, name in enumerate(table.column_names)}
     for name, texts in cells.items():
-        kind, column = table.schema.field(name).type, pa.array(texts, pa.string())
+        field, column = table.schema.field(place_of[name]), pa.array(texts, pa.string())
         with suppress(pa.ArrowException):
-            column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
-        table = table.set_column(table.column_names.index(name), name, column)
+            column = column.dictionary_encode() if pa.types.is_dictionary(field.type) else column.cast(field.type)
+        table = table.set_column(place_of[name], field.name, column)
     return table
 
 

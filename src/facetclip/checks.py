@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from facetclip.addresses import is_url
 from facetclip.catalog import Catalog, encode_labels
 from facetclip.config import closest
-from facetclip.downloads import FetchSpec, download_all, downloaded
+from facetclip.downloads import FetchSpec, download_all, judged
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import BadImage, load, verdict
@@ -273,11 +274,18 @@ def _image(cell: str | bytes | dict | None, spec: CheckSpec) -> BadImage | bytes
         return BadImage("no_reference", named or "the catalog embeds no image for this row")
     try:
         if fetched and is_url(cell):
-            cell = downloaded(fetched, cell)
+            return judged(fetched, cell, partial(_digest, decode=spec.decode))
         content = cell if isinstance(cell, bytes) else load(spec.images or Path(), cell)
-        return verdict(content, decode=spec.decode) or hashlib.blake2b(content, digest_size=16).digest()
+        return _digest(content, decode=spec.decode)
     except BadImage as bad:
         return bad
+
+
+def _digest(content: bytes, *, decode: bool) -> bytes:
+    """A digest of an image; BadImage where it cannot be used."""
+    if (bad := verdict(content, decode=decode)) is not None:
+        raise bad
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _label_counts(schema: Schema, labels: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:

@@ -1,6 +1,7 @@
 """The console command: `facetclip VERB`. The scripts of training/ and data_prep/ enter by the same door."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -35,6 +36,9 @@ VERBS = {
     "sync": ("model_commands", "send what MLflow missed while it was away"),
     "demo": ("demo", "the whole system on a rendered catalog"),
 }
+# What is wrong with a path that was given.
+OF_A_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM)
+OF_A_PATH += (errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,15 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(parser.parse_intermixed_args(words[1:]))  # overrides may stand before or after options
     except UserError as error:
         return _refused(verb, str(error), own=isinstance(error, OwnMistake))
-    except (NotADirectoryError, IsADirectoryError, PermissionError, FileExistsError) as error:
-        if error.filename is None:
-            raise
-        return _refused(verb, f"{os.fspath(error.filename)}: {error.strerror}; give another path")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe has left
         return 1
+    except OSError as error:
+        if error.filename is None or error.errno not in OF_A_PATH:
+            raise
+        return _refused(verb, f"{os.fspath(error.filename)}: {error.strerror}; give another path")
 
 
 def _refused(verb: str, why: str, *, own: bool = False) -> int:

@@ -158,8 +158,9 @@ def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:
     lines = text_of(source).split("\n")
     for (place, column), value in changes.items():
         number = catalog.row_number(place) - 1
-        record = json.loads(lines[number]) | {column: value or None}
-        lines[number] = json.dumps(record, ensure_ascii=False)
+        record = json.loads(lines[number])
+        written = next((name for name in record if name.strip() == column), column)
+        lines[number] = json.dumps(record | {written: value or None}, ensure_ascii=False)
     return "\n".join(lines).encode("utf-8")
 
 

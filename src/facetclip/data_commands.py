@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from facetclip.addresses import Refused, allowed_hosts
-from facetclip.arguments import share
+from facetclip.arguments import add_dataset_split, share
 from facetclip.catalog import read_catalog
 from facetclip.checks import CheckSpec, check_catalog, write_problems
 from facetclip.checks import render_text as checks_text
@@ -55,7 +55,7 @@ def add_schema(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip schema`."""
     parser.add_argument("catalog", help="a file, a dataset folder or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="the schema file to write; none is overwritten")
-    parser.add_argument("--dataset-split", help="of a dataset that has several")
+    add_dataset_split(parser)
 
 
 def run_schema(args: argparse.Namespace) -> int:
@@ -75,7 +75,7 @@ def _add_catalog(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-bad", type=share, default=0.01, help="largest share of images that may be unusable")
     parser.add_argument("--seed", type=int, default=0, help="of the split by product")
     parser.add_argument("--shares", default="0.7,0.1,0.2", help="of products in train, validation, test")
-    parser.add_argument("--dataset-split", help="of a dataset that has several")
+    add_dataset_split(parser)
 
     fetch = parser.add_argument_group("images by URL")
     fetch.add_argument(
@@ -103,7 +103,7 @@ def _fetch_spec(args: argparse.Namespace) -> FetchSpec | None:
     if not contact.isprintable() or not contact.isascii() or set(contact) & set("()\\"):
         raise UserError("--contact: expected plain ASCII without brackets, such as photos@shop.example")
     for name, least in (("per_host", 1), ("spacing", 0), ("most_download", 0)):
-        if not given.get(name, least) >= least:
+        if not least <= given.get(name, least) < float("inf"):
             raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, found {given[name]}")
     try:
         allowed = allowed_hosts(given.get("allow_host", []))

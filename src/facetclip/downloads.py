@@ -2,7 +2,7 @@
 
 The folder is the state: a file for each URL that was had, a `.failed` note for each that was not, a `.part` for what an
 interruption left of a large one. The same call goes on there and asks for nothing again that it has; failures that may
-have passed (time-outs, busy servers) are tried anew.
+have passed (time-outs, busy servers, a body that is no good image) are tried anew.
 """
 
 import hashlib
@@ -10,18 +10,24 @@ import json
 import os
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from threading import Condition, RLock, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from facetclip import __version__, faults
 from facetclip.addresses import Allowed, Refused, place, redirected, shown
-from facetclip.errors import OwnMistake
+from facetclip.errors import OwnMistake, UserError
 from facetclip.fetching import Answer, Client, Failure, Kept, Patience, Stale, resolve
+from facetclip.files import write_whole
 from facetclip.images import MOST_BYTES, BadImage
+from facetclip.lease import LEASE, Lease
+from facetclip.queues import Job, Queues
+
+T = TypeVar("T")
 
 MOST_REDIRECTS = 5
 MOST_WAIT = 300.0  # seconds; a host that asks for more is left for the next run
@@ -67,6 +73,22 @@ def downloaded(folder: Path, url: str) -> bytes:
     raise BadImage(note["code"], note["message"]) if note else BadImage("not_found", f"{shown(url)}: not fetched")
 
 
+def judged(folder: Path, url: str, judge: Callable[[bytes], T]) -> T:
+    """What `judge` makes of the bytes that were fetched for `url`; BadImage when they could not be had.
+
+    Where it raises BadImage, a note takes their place: a page that said "busy" may be a photo by the next run.
+    """
+    content = downloaded(folder, url)
+    try:
+        return judge(content)
+    except BadImage as bad:
+        path = _path(folder, url)
+        with suppress(UserError, OSError):  # a folder that cannot be written stays as it is
+            write_whole(path.with_suffix(".failed"), _told(url, bad.code, bad.message, transient=True))
+            path.unlink(missing_ok=True)
+        raise
+
+
 def delay(attempt: int, first: float, draw: float, told: float | None) -> float:
     """Seconds before attempt number `attempt` + 1: doubled each time, spread by `draw` in [0, 1); never less than told.
 
@@ -77,84 +99,27 @@ def delay(attempt: int, first: float, draw: float, told: float | None) -> float:
     return own if told is None else max(own, told)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One URL of the catalog; `at`, `hops`: where redirects have led; `attempt`: requests made at this hop."""
-
-    url: str
-    at: str
-    host: str
-    hops: int = 0
-    attempt: int = 0
-
-
-@dataclass
-class _Host:
-    ready: deque[Job] = field(default_factory=deque)
-    later: list[tuple[float, Job]] = field(default_factory=list)
-    running: int = 0
-    next: float = 0.0
-
-
-class Queues:
-    """What may be asked of whom at a moment: at most `per_host` jobs of a host at once, `spacing` seconds apart."""
-
-    def __init__(self, per_host: int, spacing: float) -> None:
-        self._per_host, self._spacing = per_host, spacing
-        self._hosts: dict[str, _Host] = {}
-        self._turn: deque[str] = deque()
-
-    def put(self, job: Job, not_before: float | None = None) -> None:
-        """Add a job, perhaps for later."""
-        if job.host not in self._hosts:
-            self._hosts[job.host] = _Host()
-            self._turn.append(job.host)
-        host = self._hosts[job.host]
-        if not_before is None:
-            host.ready.append(job)
-        else:
-            host.later.append((not_before, job))
-
-    def pause(self, host: str, until: float) -> None:
-        """Ask nothing of `host` before `until`."""
-        self._hosts[host].next = max(self._hosts[host].next, until)
-
-    def take(self, now: float) -> tuple[Job | None, float | None]:
-        """A job that may run now; or the seconds until one may, None when that waits for `done` or `put`."""
-        soonest: float | None = None
-        for _ in range(len(self._turn)):
-            self._turn.rotate(-1)
-            host = self._hosts[self._turn[-1]]
-            if not (host.running or host.ready or host.later or host.next > now):
-                del self._hosts[self._turn.pop()]
-                continue
-            when = self._when(host, now)
-            if when is not None and when <= now:
-                host.running += 1
-                host.next = now + self._spacing
-                return host.ready.popleft(), None
-            if when is not None:
-                soonest = when if soonest is None else min(soonest, when)
-        return None, None if soonest is None else soonest - now
-
-    def _when(self, host: _Host, now: float) -> float | None:
-        """When a job of `host` may start; None when it has none or too many run."""
-        if host.later:
-            host.ready.extend(job for when, job in host.later if when <= now)
-            host.later = [(when, job) for when, job in host.later if when > now]
-        if host.running >= self._per_host or not (host.ready or host.later):
-            return None
-        return max(host.next, now if host.ready else min(when for when, _ in host.later))
-
-    def done(self, name: str) -> None:
-        """A job of this host has ended."""
-        self._hosts[name].running -= 1
-
-
 def download_all(
     urls: Iterable[str], spec: FetchSpec, folder: Path, *, names: Callable[[str, int], Sequence[str]] = resolve
 ) -> None:
-    """Fetch every URL into `folder`, or note why it cannot be had. OwnMistake at the most bytes, or a full disk."""
+    """Fetch every URL into `folder`, or note why it cannot be had. OwnMistake past the limit of bytes or of the disk;
+    Held where another process fetches into it: the two would spoil each other's half files.
+    """
+    left = iter(urls)
+    try:
+        first = next((url for url in left if _wanted(_path(folder, url))), None)
+        if first is None:
+            return
+        lease = Lease(folder / LEASE, "is fetching into this folder; wait for it to end")
+    except OSError as error:
+        raise OwnMistake(f"{folder}: could not be written: {error.strerror}") from error
+    try:
+        _fetch_all(chain([first], left), spec, folder, names)
+    finally:
+        lease.release()
+
+
+def _fetch_all(urls: Iterable[str], spec: FetchSpec, folder: Path, names: Callable[[str, int], Sequence[str]]) -> None:
     client = Client(spec.agent, spec.allowed, spec.patience, names)
     crew = _Crew(spec, folder, client)
     threads = [Thread(target=crew.work, name=f"download-{number}", daemon=True) for number in range(spec.threads)]
@@ -180,6 +145,11 @@ def download_all(
 def _path(folder: Path, url: str) -> Path:
     name = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:40]
     return folder / name[:2] / name[2:]
+
+
+def _told(url: str, code: str, message: str, *, transient: bool) -> bytes:
+    """What a note says; a `transient` failure is tried anew by the next run."""
+    return json.dumps({"url": url, "code": code, "message": message, "transient": transient}).encode()
 
 
 def _note(path: Path) -> dict[str, Any] | None:
@@ -305,8 +275,7 @@ class _Crew:
     def _fail(self, url: str, failure: Failure) -> None:
         self._failed.add(url)
         path = _path(self._folder, url)
-        told = {"url": url, "code": failure.code, "message": failure.message, "transient": failure.transient}
-        _put(path.with_suffix(".failed"), json.dumps(told).encode())
+        _put(path.with_suffix(".failed"), _told(url, failure.code, failure.message, transient=failure.transient))
 
     def _fetch(self, job: Job) -> str | None:
         """The body of a job as a file; where to go instead, when it was redirected."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from facetclip.catalog import read_catalog
 from facetclip.errors import UserError
 from facetclip.findings import Answered, Questions, readings, tallies
 from facetclip.index import ShardIndex, open_index
@@ -34,10 +35,11 @@ class Beside:
 
 @dataclass(frozen=True)
 class Cut:
-    """By which `columns` the items are sliced: of the file `catalog`, or of the index."""
+    """By which `columns` the items are sliced: of the `catalog` (of a dataset, its `split`), or of the index."""
 
     columns: Sequence[str] = ()
     catalog: str | None = None
+    split: str | None = None
 
 
 def evaluate(
@@ -56,7 +58,8 @@ def evaluate(
     """
     index = shards if isinstance(shards, ShardIndex) else open_index(shards)
     rows = _rows_of(index, split)
-    cells = columns_of(index, rows, cut.columns, cut.catalog)
+    catalog = None if cut.catalog is None else read_catalog(cut.catalog, split=cut.split)
+    cells = columns_of(index, rows, cut.columns, catalog)
     source, reader = _reader(model, index)
     start, note = _start(reader, index, beside.zero_shot)
     rival = None if beside.rival is None else _reader(beside.rival, index)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facetclip.answering import answer_columns
 from facetclip.augmentation import DRAWS, crops
 from facetclip.batches import Batch, Inputs, uniforms
 from facetclip.captions import captions_of
@@ -205,8 +206,13 @@ def check_run(run: RunConfig, index: ShardIndex, world: int) -> None:
         raise UserError("objective.weights: every attribute counts 0; nothing would be learned")
     _check_shares(run.train.batch, run.train.micro_batch, world)
     _check_window(run.sampling.window, index, world)
-    if not run.objective.contrastive:
-        return
+    if run.tracking.register_as:
+        answer_columns(index.schema.names)
+    if run.objective.contrastive:
+        _check_captions(run, index, world)
+
+
+def _check_captions(run: RunConfig, index: ShardIndex, world: int) -> None:
     if run.tuning.mode in ("probe", "prompt"):
         raise UserError(f"tuning.mode {run.tuning.mode!r} trains no tower; it cannot have objective.contrastive")
     if run.objective.captions == "titles" and not any(index.titles.take(training_rows(run, index)).to_pylist()):

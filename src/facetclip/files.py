@@ -29,7 +29,9 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     except FileExistsError as error:  # of the parents
         raise UserError(f"{path}: could not be written: {error.filename} is a file, not a folder") from error
     except OSError as error:
-        size = beside.stat().st_size if beside.exists() else 0
+        size = 0
+        with suppress(OSError):
+            size = beside.stat().st_size
         raise OwnMistake(f"{path}: could not be written: {error.strerror}, after {size:,} bytes") from error
     finally:
         with suppress(OSError):  # what says why is on its way

@@ -80,9 +80,11 @@ class _Decided:
     count: Filled
 
 
-def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: FillSpec) -> dict[str, Filled]:
-    """Write `catalog` to `out` (.csv or .parquet) with what the finished extraction in `scores` fills in; both may be
-    URLs.
+def fill(
+    scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: FillSpec, *, split: str | None = None
+) -> dict[str, Filled]:
+    """Write `catalog` (of a dataset, its `split`) to `out` (.csv or .parquet) with what the finished extraction in
+    `scores` fills in; both may be URLs.
 
     Beside each attribute's column stand two new ones, COLUMN_source (table, product or photo) and COLUMN_confidence.
     UserError where the scores are of another schema, lack the model's cut-offs, or are not of this catalog's items.
@@ -95,7 +97,7 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
         raise UserError(f"{target.spot(name)} is there already; name another file")
     manifest = _manifest(answered)
     card = ModelCard.from_json(json.dumps(manifest["card"]))
-    meaning, table = read_schema(schema), read_catalog(catalog)
+    meaning, table = read_schema(schema), read_catalog(catalog, split=split)
     table.require_columns(meaning)
     kinds = table.table.schema
     if suffix == ".csv" and (strange := next((each.name for each in kinds if each.type != pa.string()), None)):
@@ -268,7 +270,7 @@ def _marked(filled: pa.Table, schema: Schema, read: dict[str, _Read], decided: d
         new, label, told = decided[name].new, decided[name].label, read[name].told
         source = np.where(new, np.where(told, PRODUCT, PHOTO), np.where(label == UNLABELLED, "", TABLE))
         sure = pa.array(np.round(read[name].sure, 4), pa.float32(), mask=~new)
-        place = filled.column_names.index(attribute.column)
+        place = [column.strip() for column in filled.column_names].index(attribute.column)
         filled = filled.add_column(place + 1, f"{attribute.column}_{SOURCE}", pa.array(source.tolist(), pa.string()))
         filled = filled.add_column(place + 2, f"{attribute.column}_{CONFIDENCE}", sure)
     return filled

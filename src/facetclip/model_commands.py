@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from facetclip.arguments import share
+from facetclip.arguments import add_dataset_split, share
 from facetclip.config import read_run
 from facetclip.errors import UserError, redacted
 from facetclip.evaluate import Beside, Cut, evaluate, examiner
@@ -64,11 +64,12 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--slice", action="append", default=[], metavar="COLUMN", help="of the catalog or index; repeat"
     )
     parser.add_argument("--catalog", help="the catalog that holds the columns to slice by")
+    add_dataset_split(parser)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Measure a model and print the tables."""
-    beside, cut = Beside(args.against, args.rival), Cut(args.slice, args.catalog)
+    beside, cut = Beside(args.against, args.rival), Cut(args.slice, args.catalog, args.dataset_split)
     report = evaluate(args.model, args.shards, args.split, args.out, beside=beside, cut=cut)
     print("\n\n".join(filter(None, [summary_table(report), comparison_tables(report)])))
     print(f"report: {args.out / 'index.html'}")
@@ -85,6 +86,7 @@ def add_extract(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="all", help="of the shards: all, train, validation or test")
     parser.add_argument("--catalog", help="a catalog to read with its own images")
     parser.add_argument("--schema", type=Path, help="of the catalog")
+    add_dataset_split(parser)
     parser.add_argument("--images", type=Path, help="the folder that the catalog's image paths are under")
     parser.add_argument("--max-bad", type=share, default=0.01, help="largest share of images that may be unusable")
     parser.add_argument("--out", required=True, help="the folder of the scores, also a URL; to go on, the same")
@@ -108,13 +110,14 @@ def _source(args: argparse.Namespace) -> FromShards | FromCatalog:
         return FromShards(args.shards, args.split)
     if args.schema is None:
         raise UserError("--catalog needs --schema, which says what its columns mean")
-    return FromCatalog(args.catalog, args.schema, args.images, args.max_bad)
+    return FromCatalog(args.catalog, args.schema, args.images, args.max_bad, args.dataset_split)
 
 
 def add_fill(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip fill`."""
     parser.add_argument("scores", help="a finished extraction of the catalog, a folder or URL")
     parser.add_argument("catalog", help="the catalog that was read; it is not changed")
+    add_dataset_split(parser)
     parser.add_argument("--schema", type=Path, required=True, help="what its columns mean")
     parser.add_argument("--out", required=True, help="the filled catalog to write, .csv or .parquet; also a URL")
     parser.add_argument("--precision", type=share, default=0.95, help="the share of filled cells that shall be right")
@@ -124,7 +127,7 @@ def add_fill(parser: argparse.ArgumentParser) -> None:
 def run_fill(args: argparse.Namespace) -> int:
     """Write the filled catalog."""
     spec = FillSpec(args.precision, args.overwrite)
-    told = fill(args.scores, args.catalog, args.schema, args.out, spec)
+    told = fill(args.scores, args.catalog, args.schema, args.out, spec, split=args.dataset_split)
     for name, done in told.items():
         cut = "never sure enough" if done.threshold is None else f"where at least {done.threshold:.3f} sure"
         replaced = f", {done.replaced} replaced" if args.overwrite else ""

@@ -16,8 +16,9 @@ import pandas
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from facetclip.answering import ERROR, PROBABILITY, answer_columns
 from facetclip.extract import not_applicable
-from facetclip.images import MOST_BYTES, BadImage, load, verdict
+from facetclip.images import CODES, MOST_BYTES, BadImage, load, verdict
 from facetclip.model import AttributeReader, load_model
 from facetclip.schema import UNLABELLED
 from facetclip.scores import score_rows
@@ -57,7 +58,10 @@ class RequestPhotos:
             return image
         if self.root is None:
             raise BadImage("not_an_image", f"expected base64 of a photo (paths are read only where {ROOT} is set)")
-        return load(self.root, cell)
+        try:
+            return load(self.root, cell)
+        except BadImage as bad:  # whose message names the root, which is nobody's business who asks
+            raise BadImage(bad.code, CODES[bad.code]) from bad
 
 
 def decoded(cell: str) -> bytes | None:
@@ -82,11 +86,11 @@ def answers(reader: AttributeReader, photos: RequestPhotos) -> dict[str, list[An
     columns: dict[str, list[Any]] = {}
     for name, attribute in reader.schema.attributes.items():
         values = columns[name] = [None] * count
-        certainties = columns[f"{name}_probability"] = [None] * count
+        certainties = columns[name + PROBABILITY] = [None] * count
         for place in np.flatnonzero(~excluded[name]):
             probabilities, row = scores.probabilities[name][place], scores.rows[place]
             values[row], certainties[row] = attribute.values[probabilities.argmax()], float(probabilities.max())
-    columns["error"] = [str(scores.bad[row]) if row in scores.bad else None for row in range(count)]
+    columns[ERROR] = [str(scores.bad[row]) if row in scores.bad else None for row in range(count)]
     return columns
 
 
@@ -98,6 +102,7 @@ class AttributeModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the model folder that lies beside this file."""
         self.reader = load_model(context.artifacts[CLIP])
+        answer_columns(self.reader.schema.names)  # refuses names that its answers have otherwise
 
     def predict(self, model_input: pandas.DataFrame, params: dict | None = None) -> pandas.DataFrame:  # type: ignore[override]  # MLflow lets `context` be left out
         """One row of answers for each row of `model_input`."""

@@ -10,6 +10,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
+from facetclip.answering import answer_columns
 from facetclip.errors import UserError, first_line, redacted
 from facetclip.model import AttributeReader, load_model
 from facetclip.report_page import FILES
@@ -37,7 +38,8 @@ def register(model_folder: Path, *, name: str, run_id: str | None = None) -> str
     """File a model folder as a new version of `name`, with the alias `challenger`; returns the version.
 
     What is filed serves on its own: safetensors, the code that reads them, pinned requirements, signature and example.
-    None, and one line of warning, when MLflow cannot be used: a training must not end badly for that.
+    None, and one line of warning, when MLflow cannot be used: a training must not end badly for that. UserError where
+    an attribute's name means something else in the answers.
     """
     uri = tracking_uri()
     reader = load_model(str(model_folder))
@@ -103,12 +105,8 @@ def _signature(schema: Schema) -> Any:
     from mlflow.types import ColSpec
     from mlflow.types import Schema as Columns
 
-    answers: list[Any] = [
-        ColSpec(kind, name + ending, required=False)
-        for name in schema.names
-        for kind, ending in (("string", ""), ("double", "_probability"))
-    ]
-    answers.append(ColSpec("string", "error", required=False))
+    columns, kinds = answer_columns(schema.names), [*("string", "double") * len(schema.names), "string"]
+    answers: list[Any] = [ColSpec(kind, name, required=False) for name, kind in zip(columns, kinds, strict=True)]
     return ModelSignature(inputs=Columns([ColSpec("string", "image")]), outputs=Columns(answers))
 
 

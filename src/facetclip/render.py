@@ -73,6 +73,7 @@ PREFIXES = {"cookware": "CW", "garments": "GM", "starter": "ST"}
 WORN = 0.65  # share of the starter's garments that a person wears; the others lie flat
 PORTION = 64  # pictures drawn at a time by a worker
 QUALITY = 90  # of the JPEGs
+EVENEST = 1000  # evenness from which on values are alike in number
 BRANDS = ("Alder", "Borough", "Cinder", "Dunmore", "Elbe", "Fjord", "Garnet", "Hearth", "Ivo", "Juniper")
 EXTRAS = ("new in", "bestseller", "limited edition", "online only", "made to last", "gift idea")
 LINES = ("Classic", "Studio", "Heritage", "Everyday", "Nova", "Prime", "Terra", "Loft")
@@ -168,8 +169,8 @@ def _check(spec: RenderSpec, workers: int) -> None:
         raise UserError(f"--seed {spec.seed}: expected 0 or more")
     if spec.size < 32:
         raise UserError(f"--size {spec.size}: expected at least 32 pixels")
-    if spec.evenness < 0:
-        raise UserError(f"--evenness {spec.evenness}: expected 0 or more")
+    if not 0 <= spec.evenness <= EVENEST:
+        raise UserError(f"--evenness {spec.evenness}: expected 0 to {EVENEST}")
     for name in ("missing", "wrong"):
         if not 0 <= getattr(spec, name) <= 1:
             raise UserError(f"--{name} {getattr(spec, name)}: expected a share from 0 to 1")

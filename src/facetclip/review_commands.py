@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from facetclip.arguments import at_least
 from facetclip.corrections import apply_corrections
 from facetclip.review import write_review
 from facetclip.schema import read_schema
@@ -13,7 +14,7 @@ def add_review(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="what facetclip audit or facetclip next wrote")
     parser.add_argument("--out", type=Path, required=True, help="the HTML page to write")
     parser.add_argument("--shards", help="the shards, a folder or URL, where they are elsewhere by now")
-    parser.add_argument("--most", type=int, help="only the first so many suggestions")
+    parser.add_argument("--most", type=at_least(1), help="only the first so many suggestions")
 
 
 def run_review(args: argparse.Namespace) -> int:

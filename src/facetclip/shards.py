@@ -30,10 +30,12 @@ from facetclip.splits import SPLITS
 from facetclip.spreadsheets import csv_of
 from facetclip.store import Shard
 from facetclip.tars import Part, first_changed, intact, pack, packed, read_part
-from facetclip.updates import QUARANTINE, updating
+from facetclip.updates import updating
 from facetclip.workers import each
 
+QUARANTINE = "quarantine.csv"  # what was left out, and why: for people, never read again
 REFUSED = "refused.csv"  # what quarantine.csv would be, had an update not been refused for it
+LONGEST_SHOWN = 200  # characters of an image cell, which may hold the whole image as a data: URL
 PATIENCE = 20.0  # seconds that a part waits for another's look over all shards
 Progress = Callable[[int, int], None]
 
@@ -200,18 +202,18 @@ def _pack_missing(build: Build, progress: Progress | None) -> int:
 def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
     """Write quarantine.csv; UserError with the top reasons when more than `max_bad` of the rows are in it.
 
-    An update that is refused leaves that of the finished folder alone, by which the next one knows what was bad before.
+    An update that is refused leaves that of the finished folder alone, which says what that lacks.
     """
     bad = [entry for part in parts for entry in part.bad]
     rows = []
     for place, code, message in bad:
         image = build.rows.images[place].as_py()
-        shown = image if isinstance(image, str) else ""
+        shown = image[:LONGEST_SHOWN] if isinstance(image, str) else ""
         rows.append([catalog.row_number(place), build.rows.items[place].as_py(), shown, code, message])
     refused = len(bad) > build.most_bad
     path = build.spec.out / (REFUSED if refused and build.kept is not None else QUARANTINE)
     write_whole(path, csv_of(["row", "item", "image", "code", "message"], rows))
-    seen = len(bad) + sum(part.rows.num_rows for part in parts)
+    seen = len(bad) + sum(part.rows.num_rows for part in parts) + (0 if build.kept is None else len(build.kept.places))
     if refused:
         reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
         first = f"{catalog.where(bad[0][0])}: {bad[0][2]}"

@@ -69,7 +69,6 @@ class Kept:
     sources: np.ndarray  # uint64 [k]: as of now
     removed: int  # items that the catalog no longer has
     gone: int  # items whose photo is no longer where the catalog says, and stays as it was
-    known_bad: int  # images to pack that were left out before, too
     of: str  # the work that the folder was finished by
 
 
@@ -114,10 +113,9 @@ class Build:
 
     @property
     def most_bad(self) -> int:
-        """How many images may be left out; never all there are. Those that were left out before do not count again."""
-        known = 0 if self.kept is None else self.kept.known_bad
-        most = int(self.spec.max_bad * (len(self.places) - known)) + known
-        return most if self.kept is not None and len(self.kept.places) else min(len(self.places) - 1, most)
+        """How many images may be left out; never all there are. Of the whole catalog, also where an update packs less:
+        it finds bad what a build from scratch would."""
+        return min(len(self.rows.items) - 1, int(self.spec.max_bad * len(self.rows.items)))
 
     @property
     def numbers(self) -> range:

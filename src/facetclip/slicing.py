@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from facetclip.catalog import listed_text, read_catalog
+from facetclip.catalog import Catalog, listed_text
 from facetclip.errors import UserError
 from facetclip.findings import Questions, exact, tallies
 from facetclip.index import ShardIndex
@@ -18,15 +18,16 @@ MOST_SLICES = 20  # of a column; items with rarer values are taken together
 SHOWN = ("accuracy", "macro_f1")  # a calibration error of few items is mostly one of counting
 
 
-def columns_of(index: ShardIndex, rows: np.ndarray, names: Sequence[str], catalog: str | None) -> dict[str, list[str]]:
-    """The cells of `rows` in each of the columns `names`, of the file `catalog` or else of the index: an attribute, or
+def columns_of(
+    index: ShardIndex, rows: np.ndarray, names: Sequence[str], catalog: Catalog | None
+) -> dict[str, list[str]]:
+    """The cells of `rows` in each of the columns `names`, of the `catalog` or else of the index: an attribute, or
     `product`. UserError where there is no such column, or an item is not in the catalog."""
-    table = None if catalog is None else read_catalog(catalog)
-    within = [] if table is None else table.table.column_names
+    within = [] if catalog is None else catalog.table.column_names
     found = {}
     for name in dict.fromkeys(names):
-        if table is not None and (name in within or name not in (PRODUCT, *index.schema.names)):
-            found[name] = table.cells(name, index.schema.columns.item, index.item_ids.take(rows).to_pylist())
+        if catalog is not None and (name in within or name not in (PRODUCT, *index.schema.names)):
+            found[name] = catalog.cells(name, index.schema.columns.item, index.item_ids.take(rows).to_pylist())
         elif name in index.schema.names:
             listed = listed_text(index.schema.attributes[name], index.labels[name][rows])
             found[name] = [cell or "" for cell in listed]

@@ -29,13 +29,15 @@ class FromShards:
 class FromCatalog:
     """Read a catalog's own images under the folder `images` (None: they are embedded in it).
 
-    More than the share `max_bad` of images that cannot be read is a UserError.
+    `dataset_split`: which, where the catalog is a dataset of several. More than the share `max_bad` of images that
+    cannot be read is a UserError.
     """
 
     catalog: str
     schema: Path
     images: Path | None = None
     max_bad: float = 0.01
+    dataset_split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _from_shards(source: FromShards) -> Items:
 
 def _from_catalog(source: FromCatalog) -> Items:
     schema = read_schema(source.schema)
-    catalog = read_catalog(source.catalog)
+    catalog = read_catalog(source.catalog, split=source.dataset_split)
     catalog.require_columns(schema)
     if source.images is not None and not source.images.is_dir():
         raise UserError(f"{source.images}: expected the folder of the images (--images), found no folder")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from facetclip import faults
 from facetclip.addresses import is_url
-from facetclip.downloads import downloaded
+from facetclip.downloads import judged
 from facetclip.files import writing
 from facetclip.fingerprints import SIDE, fingerprint
 from facetclip.images import BadImage, load, packed_image, suffix
@@ -125,8 +125,8 @@ def read_image(rows: Slice, number: int) -> tuple[bytes, np.ndarray]:
     """The image of one row as it goes into the tar, and uint8 [SIDE, SIDE, 3] of it; BadImage where it is none."""
     image = rows.images[number]
     if rows.downloads is not None and is_url(image):
-        image = downloaded(rows.downloads, image)
-    elif not isinstance(image, bytes):
+        return judged(rows.downloads, image, lambda content: packed_image(content, rows.resize, SIDE))
+    if not isinstance(image, bytes):
         if rows.images_root is None:
             raise BadImage("no_reference", "the catalog embeds no image for this row")
         image = load(rows.images_root, image)

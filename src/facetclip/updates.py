@@ -6,15 +6,12 @@ the one that a build of the new catalog in an empty folder would write, but for 
 `join`, but for products that stay in the split which they have.
 """
 
-import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +24,9 @@ from facetclip.index import INDEX_NAME, ShardIndex, open_index, read_metadata
 from facetclip.indexing import sources_of
 from facetclip.portions import WHOLE
 from facetclip.slices import PARTS, Build, Kept, found_in, image_of
-from facetclip.spreadsheets import inert
 from facetclip.tars import Slice, checksum_now, source_of
 from facetclip.workers import each
 
-QUARANTINE = "quarantine.csv"
 THREADS = 16  # that ask for files' times, which on a file server is all waiting
 LOOKED_AT = 4096  # rows that one of them takes at a time
 
@@ -51,7 +46,6 @@ def updating(build: Build) -> Build:
     content = _agreed(build, old, facts["build"])
     table = pq.read_table(pa.BufferReader(content))
     places, counts = table.column("place").to_numpy(), table.schema.metadata or {}
-    packed = np.setdiff1d(build.places, places)
     kept = Kept(
         index=old,
         places=places,
@@ -59,10 +53,10 @@ def updating(build: Build) -> Build:
         sources=table.column("source").to_numpy(),
         removed=int(counts[b"removed"]),
         gone=int(counts[b"gone"]),
-        known_bad=_known_bad(out, build, packed),
         of=facts["work"],
     )
     digest = hashlib.sha256(f"{build.inputs} {old.digest} ".encode() + content).hexdigest()
+    packed = np.setdiff1d(build.places, places)
     return replace(build, places=packed, digest=digest, kept=kept, first_shard=int(facts["next_shard"]))
 
 
@@ -140,19 +134,6 @@ def _differing(kept: dict[int, int], rows: Slice) -> list[int]:
         return is_url(image) or isinstance(image, bytes) or checksum_now(rows, number) != kept[place]
 
     return [place for number, place in enumerate(rows.places) if differs(number, place)]
-
-
-def _known_bad(out: Path, build: Build, packed: np.ndarray) -> int:
-    """How many of the rows to pack were left out before."""
-    try:
-        listed = set(_listed_items((out / QUARANTINE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return 0
-    return sum(inert(build.rows.items[place].as_py()) in listed for place in packed.tolist()) if listed else 0
-
-
-def _listed_items(text: str) -> Iterator[str]:
-    yield from (row["item"] for row in csv.DictReader(io.StringIO(text, newline="")))
 
 
 def _bytes_of(table: pa.Table) -> bytes:
