@@ -54,6 +54,14 @@ def test_accepted_values_go_in_and_everything_else_stays_cell_for_cell(tmp_path)
     assert source.read_text() == CATALOG
 
 
+def test_a_carriage_return_in_a_cell_does_not_break_the_corrected_file(tmp_path):
+    source = shop(tmp_path, CATALOG.replace("two\nlines", "two\rlines"))
+    apply(tmp_path, source, "a,sleeve,long,short,accept,short")
+    before, after = (read_catalog(str(path)).column("note") for path in (source, tmp_path / "fixed.csv"))
+    assert after == before
+    assert after[0] == "two\rlines"
+
+
 def test_every_change_is_logged_by_the_row_that_a_person_sees(tmp_path):
     apply(tmp_path, shop(tmp_path), "a,sleeve,long,short,accept,short", "b,sleeve,,none,accept,none")
     assert list(csv.reader((tmp_path / "changes.csv").read_text().splitlines())) == [

@@ -128,6 +128,14 @@ def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     assert all(len(found) == 1 for found in answers.values())
 
 
+def test_a_carriage_return_in_a_cell_does_not_break_the_filled_file(shop, monkeypatch):
+    text = (shop / "shop.csv").read_text().replace("=1+0", '"two\rlines"')
+    (shop / "shop.csv").write_bytes(text.encode())
+    scores = extracted(shop, monkeypatch)
+    fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(0.2))
+    assert read_catalog(str(shop / "filled.csv")).column("note") == read_catalog(str(shop / "shop.csv")).column("note")
+
+
 def test_columns_of_a_parquet_catalog_keep_their_types_and_their_cells(shop, monkeypatch):
     columns = {
         name: list(cells)

@@ -27,7 +27,7 @@ from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.schema import Attribute, Schema
-from facetclip.spreadsheets import csv_of
+from facetclip.spreadsheets import csv_of, separated
 from facetclip.suggestions import Correction, read_corrections
 
 Changes = dict[tuple[int, str], str]  # (place of the record, column) -> what the cell shall say
@@ -148,9 +148,7 @@ def _separated(source: Path, separator: str, catalog: Catalog, changes: Changes)
     column_of = {name.strip(): place for place, name in enumerate(header)}
     for (place, column), value in changes.items():
         records[catalog.row_number(place) - 1][column_of[column]] = value
-    out = io.StringIO()
-    csv.writer(out, delimiter=separator, lineterminator="\n").writerows(records)
-    return out.getvalue().encode("utf-8")
+    return separated(records, separator)
 
 
 def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:

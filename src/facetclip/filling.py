@@ -6,7 +6,6 @@ not of the photo, is read by all its photos together, and by what its other rows
 says is never replaced unless that is asked for; then photos alone decide.
 """
 
-import csv
 import hashlib
 import io
 import json
@@ -33,6 +32,7 @@ from facetclip.outputs import Output, clear, open_output, parted
 from facetclip.remote import Absent
 from facetclip.rules import apply_rules, barred
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema, read_schema
+from facetclip.spreadsheets import separated
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
 TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
@@ -279,11 +279,7 @@ def _encoded(table: pa.Table, suffix: str) -> bytes:
     if suffix == ".parquet":
         pq.write_table(table, out)
         return out.getvalue()
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(table.column_names)
-    rows.writerows(zip(*(_cells(column) for column in table.columns), strict=True))
-    return text.getvalue().encode("utf-8")
+    return separated([table.column_names, *zip(*(_cells(column) for column in table.columns), strict=True)])
 
 
 def _cells(column: pa.ChunkedArray) -> list[str]:
