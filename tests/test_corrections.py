@@ -108,6 +108,16 @@ def test_what_the_catalog_or_its_schema_does_not_have_is_refused_and_nothing_is_
     assert not (tmp_path / "changes.csv").exists()
 
 
+def test_attributes_that_share_a_column_would_undo_each_others_corrections_and_are_refused(tmp_path):
+    facts = SCHEMA.model_dump()
+    neck = {"column": "sleeve", "values": ["crew", "vneck"]}
+    schema = Schema.model_validate(facts | {"attributes": facts["attributes"] | {"neck": neck}})
+    told = answers(tmp_path, "a,sleeve,long,short,accept,short", "a,neck,,crew,accept,crew")
+    with pytest.raises(UserError, match="two attributes are read from column 'sleeve'"):
+        apply_corrections(told, shop(tmp_path), schema, tmp_path / "fixed.csv", tmp_path / "changes.csv")
+    assert not (tmp_path / "fixed.csv").exists()
+
+
 def test_the_catalog_itself_is_never_overwritten(tmp_path):
     source = shop(tmp_path)
     line = answers(tmp_path, "a,sleeve,long,short,accept,short")

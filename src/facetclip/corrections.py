@@ -59,7 +59,8 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
     `log` (CSV).
 
     UserError where a correction names an item, attribute or value that the catalog or its schema does not have, where
-    two contradict each other, where `out` is of another kind of file or is the catalog itself.
+    two contradict each other, where two attributes share a column, where `out` is of another kind of file or is the
+    catalog itself.
     """
     if out.suffix.lower() != source.suffix.lower():
         raise UserError(f"{out}: expected a {source.suffix} file, as the catalog {source.name} is")
@@ -69,7 +70,7 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
     if not source.is_file():
         raise UserError(f"{source}: corrections go into a catalog file; found none there")
     catalog = read_catalog(str(source))
-    catalog.require_columns(schema)
+    catalog.require_columns(schema, written=True)
     changes, entries, confirmed = _decided(corrections, catalog, schema)
     _rewrite(source, out, catalog, changes)
     write_whole(log, _log_of(entries))

@@ -96,7 +96,7 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
     manifest = _manifest(answered)
     card = ModelCard.from_json(json.dumps(manifest["card"]))
     meaning, table = read_schema(schema), read_catalog(catalog)
-    table.require_columns(meaning)
+    table.require_columns(meaning, written=True)
     kinds = table.table.schema
     if suffix == ".csv" and (strange := next((each.name for each in kinds if each.type != pa.string()), None)):
         raise UserError(
@@ -133,9 +133,6 @@ def _check(scores: Output, card: ModelCard, schema: Schema, table: Catalog) -> N
             f"{scores}: reads other attributes or values than the schema, or lists several where that lists one; "
             "extract with a model of it"
         )
-    columns = [attribute.column for attribute in schema.attributes.values()]
-    if twice := next((column for column in columns if columns.count(column) > 1), None):
-        raise UserError(f"{table.name}: two attributes are read from column {twice!r}; which of them is to fill it?")
     for attribute in schema.attributes.values():
         for part in (SOURCE, CONFIDENCE):
             if (name := f"{attribute.column}_{part}") in table.table.column_names:
