@@ -128,7 +128,7 @@ def _manifest(scores: Output) -> dict[str, Any]:
 
 
 def _check(scores: Output, card: ModelCard, schema: Schema, table: Catalog) -> None:
-    if card.schema is None or _meanings(card.schema) != _meanings(schema):
+    if card.schema is None or card.schema.meanings != schema.meanings:
         raise UserError(
             f"{scores}: reads other attributes or values than the schema, or lists several where that lists one; "
             "extract with a model of it"
@@ -137,11 +137,6 @@ def _check(scores: Output, card: ModelCard, schema: Schema, table: Catalog) -> N
         for part in (SOURCE, CONFIDENCE):
             if (name := f"{attribute.column}_{part}") in table.table.column_names:
                 raise UserError(f"{table.name}: has a column {name!r} already; fill the catalog that it came from")
-
-
-def _meanings(schema: Schema) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """What the label numbers of each attribute stand for."""
-    return {name: (each.values, each.multi_valued) for name, each in schema.attributes.items()}
 
 
 def _read(

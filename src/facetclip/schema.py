@@ -198,6 +198,11 @@ class Schema(Strict):
         return tuple(self.attributes)
 
     @property
+    def meanings(self) -> dict[str, tuple[tuple[str, ...], bool]]:
+        """What the labels of each attribute stand for: its values, and whether a label is a set of them."""
+        return {name: (each.values, each.multi_valued) for name, each in self.attributes.items()}
+
+    @property
     def parents_first(self) -> tuple[str, ...]:
         """The attribute names, each after those that its rules name."""
         return tuple(
