@@ -28,7 +28,7 @@ from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
 from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
-from facetclip.outputs import Output, clear, open_output, parted
+from facetclip.outputs import Output, clear, open_output, parted, written_before
 from facetclip.remote import Absent
 from facetclip.rules import apply_rules, barred
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema, read_schema
@@ -88,7 +88,7 @@ def fill(scores: Path | str, catalog: str, schema: Path, out: Path | str, spec: 
     UserError where the scores are of another schema, lack the model's cut-offs, or are not of this catalog's items.
     """
     place, name = parted(out)
-    target, answered, suffix = open_output(place), open_output(scores), PurePath(name).suffix
+    target, answered, suffix = open_output(place), written_before(scores), PurePath(name).suffix
     if suffix not in (".csv", ".parquet"):
         raise UserError(f"{target.spot(name)}: expected a file that ends in .csv or .parquet")
     if target.exists(name):
@@ -120,7 +120,9 @@ def _manifest(scores: Output) -> dict[str, Any]:
         raise UserError(f"{scores}: no {MANIFEST}; run facetclip extract to its end first") from error
     except ValueError as error:
         raise UserError(f"{scores.spot(MANIFEST)}: not JSON: {error}") from error
-    if not manifest.get("card", {}).get("cutoffs"):
+    if not isinstance(manifest, dict) or not {"card", "schema", "parts"} <= manifest.keys():
+        raise UserError(f"{scores.spot(MANIFEST)}: is not what facetclip extract writes")
+    if not manifest["card"].get("cutoffs"):
         raise UserError(
             f"{scores}: the model that was read with does not know when to abstain; train it with a validation split"
         )
