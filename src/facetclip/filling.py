@@ -120,7 +120,7 @@ def _manifest(scores: Output) -> dict[str, Any]:
         raise UserError(f"{scores}: no {MANIFEST}; run facetclip extract to its end first") from error
     except ValueError as error:
         raise UserError(f"{scores.spot(MANIFEST)}: not JSON: {error}") from error
-    if not isinstance(manifest, dict) or not {"card", "schema", "parts"} <= manifest.keys():
+    if not isinstance(manifest, dict) or not all(manifest.get(part) for part in ("card", "schema", "parts")):
         raise UserError(f"{scores.spot(MANIFEST)}: is not what facetclip extract writes")
     if not manifest["card"].get("cutoffs"):
         raise UserError(
