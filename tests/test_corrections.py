@@ -55,6 +55,14 @@ def test_accepted_values_go_in_and_everything_else_stays_cell_for_cell(tmp_path)
     assert source.read_text() == CATALOG
 
 
+def test_a_carriage_return_in_a_cell_does_not_break_the_corrected_file(tmp_path):
+    source = shop(tmp_path, CATALOG.replace("two\nlines", "two\rlines"))
+    apply(tmp_path, source, "a,sleeve,long,short,accept,short")
+    before, after = (read_catalog(str(path)).column("note") for path in (source, tmp_path / "fixed.csv"))
+    assert after == before
+    assert after[0] == "two\rlines"
+
+
 def test_every_change_is_logged_by_the_row_that_a_person_sees(tmp_path):
     apply(tmp_path, shop(tmp_path), "a,sleeve,long,short,accept,short", "b,sleeve,,none,accept,none")
     assert list(csv.reader((tmp_path / "changes.csv").read_text().splitlines())) == [
@@ -99,6 +107,16 @@ def test_what_the_catalog_or_its_schema_does_not_have_is_refused_and_nothing_is_
         apply(tmp_path, shop(tmp_path), line)
     assert not (tmp_path / "fixed.csv").exists()
     assert not (tmp_path / "changes.csv").exists()
+
+
+def test_attributes_that_share_a_column_would_undo_each_others_corrections_and_are_refused(tmp_path):
+    facts = SCHEMA.model_dump()
+    neck = {"column": "sleeve", "values": ["crew", "vneck"]}
+    schema = Schema.model_validate(facts | {"attributes": facts["attributes"] | {"neck": neck}})
+    told = answers(tmp_path, "a,sleeve,long,short,accept,short", "a,neck,,crew,accept,crew")
+    with pytest.raises(UserError, match="two attributes are read from column 'sleeve'"):
+        apply_corrections(told, shop(tmp_path), schema, tmp_path / "fixed.csv", tmp_path / "changes.csv")
+    assert not (tmp_path / "fixed.csv").exists()
 
 
 def test_the_catalog_itself_is_never_overwritten(tmp_path):

@@ -14,6 +14,7 @@ from small_shop import SCHEMA, SCHEMA_TOML, make_labels, make_reader, make_shard
 from facetclip import extract as extraction
 from facetclip import faults, outputs
 from facetclip.catalog import listed_text
+from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.extract import FromCatalog, FromShards, extract
 from facetclip.index import ShardIndex
@@ -272,6 +273,20 @@ def test_a_folder_of_another_request_is_refused_with_what_differs(tmp_path, inde
         path.unlink()
     with pytest.raises(UserError, match=r"manifest\.json: answers another request"):
         extract(model, FromShards(index.folder), out, part_size=PART + 1)
+
+
+def test_a_long_extraction_says_how_far_it_is_once_in_a_while_and_once_for_all_processes(
+    tmp_path, monkeypatch, capsys, index, model
+):
+    words = ["extract", model, "--shards", str(index.folder), "--part-size", str(PART), "--out"]
+    assert main([*words, str(tmp_path / "quick")]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("facetclip.model_commands.TELL_EVERY", 0.0)
+    assert main([*words, str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.splitlines() == [f"facetclip: {done} of 5 parts" for done in range(1, 6)]
+    monkeypatch.setenv("RANK", "1")
+    assert main([*words, str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_changed_shard_stops_the_extraction_with_its_place(tmp_path, model):

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from flaky_server import serving
 from small_shop import SCHEMA, SCHEMA_TOML, make_reader, photo
 
 from facetclip.abstention import Cutoff
@@ -139,6 +140,14 @@ def test_photos_of_one_product_give_one_answer(shop, monkeypatch):
     assert len(filled) >= 4
     answers = {row["product"]: {r["colour"] for r in filled if r["product"] == row["product"]} for row in filled}
     assert all(len(found) == 1 for found in answers.values())
+
+
+def test_a_carriage_return_in_a_cell_does_not_break_the_filled_file(shop, monkeypatch):
+    text = (shop / "shop.csv").read_text().replace("=1+0", '"two\rlines"')
+    (shop / "shop.csv").write_bytes(text.encode())
+    scores = extracted(shop, monkeypatch)
+    fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(0.2))
+    assert read_catalog(str(shop / "filled.csv")).column("note") == read_catalog(str(shop / "shop.csv")).column("note")
 
 
 def test_columns_of_a_parquet_catalog_keep_their_types_and_their_cells(shop, monkeypatch):
@@ -290,7 +299,22 @@ def test_what_cannot_be_filled_is_said_and_nothing_is_written(shop, monkeypatch)
     (scores / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="does not know when to abstain"):
         fill(scores, catalog, schema, out, FillSpec())
+    for strange in ("[]", '"scores"', '{"card": {}}'):
+        (scores / "manifest.json").write_text(strange)
+        with pytest.raises(UserError, match=r"manifest.json: is not what facetclip extract writes"):
+            fill(scores, catalog, schema, out, FillSpec())
     assert not out.exists()
+
+
+def test_scores_on_the_web_need_not_be_written_to(shop, monkeypatch):
+    extracted(shop, monkeypatch)
+    catalog, schema = str(shop / "shop.csv"), shop / "schema.toml"
+    with serving(shop) as server:
+        fill(f"{server.url}/scores", catalog, schema, shop / "web.csv", FillSpec())
+        with pytest.raises(UserError, match="nothing can be written over the web"):
+            fill(shop / "scores", catalog, schema, f"{server.url}/filled.csv", FillSpec())
+    fill(shop / "scores", catalog, schema, shop / "filled.csv", FillSpec())
+    assert (shop / "web.csv").read_bytes() == (shop / "filled.csv").read_bytes()
 
 
 def test_cut_offs_travel_with_the_model(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -104,6 +105,18 @@ class Page(HTMLParser):
 def test_a_report_survives_the_journey_through_json(zero_shot):
     report = make_report(zero_shot=zero_shot)
     assert EvalReport.from_json(report.to_json()) == report
+
+
+def test_what_is_no_number_survives_json_too():
+    unknown = Estimate(0.5, math.nan, math.nan)
+    report = make_report(zero_shot=True)
+    model = replace(report.model, exact_match=unknown, mean=report.model.mean | {"ece": unknown})
+    text = replace(report, model=model).to_json()
+    assert "NaN" not in text
+    again = EvalReport.from_json(text)
+    assert again.to_json() == text
+    assert math.isnan(again.model.exact_match.low)
+    assert math.isnan(again.model.mean["ece"].high)
 
 
 def test_a_tracker_gets_every_number_with_its_interval_and_the_differences():

@@ -94,6 +94,17 @@ def test_a_schema_survives_its_json(schema_file: Path) -> None:
     assert Schema.from_json(schema.to_json()).names == ("category", "sleeve")
 
 
+def test_a_word_may_be_explained_twice_if_both_say_the_same() -> None:
+    lid = Attribute(
+        column="lid",
+        values=("yes", "none"),
+        aliases={"YES": "yes", "with lid": "yes", "With-Lid": "yes"},
+        not_applicable=("none",),
+        not_applicable_value="none",
+    )
+    assert [lid.encode(cell) for cell in ("Yes", "with_lid", "None")] == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -106,6 +117,14 @@ def test_a_schema_survives_its_json(schema_file: Path) -> None:
         ("{value} sleeves", "sleeves", r"must contain \{value\}"),
         ("no = ", "on = ", "a prompt is given for 'on'"),
         ('values = ["shirt", "pants"]', 'values = ["shirt"]', "at least 2"),
+        (
+            'values = ["shirt", "pants"]',
+            'values = ["1/4 zip", "no"]\nseparator = "/"',
+            "'1/4 zip' contains the separator",
+        ),
+        ('= "long" }', '= "long", LONG = "no" }', "'long' and 'LONG' are the same but for spelling, and stand for"),
+        ('= "long" }', '= "long", long-sleeved = "short" }', "'Long Sleeved' and 'long-sleeved' are the same but"),
+        ('["N/A"]', '["N/A", "no"]', "'no' and 'no' are the same"),
     ],
 )
 def test_a_mistake_is_refused_with_its_place(schema_file: Path, old: str, new: str, message: str) -> None:

@@ -122,6 +122,12 @@ def renamed(old: str, new: str) -> Schema:
     return Schema.from_json(SCHEMA.to_json().replace(f'"{old}"', f'"{new}"'))
 
 
+def one_colour_each() -> Schema:
+    facts = SCHEMA.model_dump()
+    facts["attributes"]["colour"]["separator"] = None
+    return Schema.model_validate(facts)
+
+
 def saved(folder: Path, reader: AttributeReader, **card: str | None) -> str:
     save_model(reader, folder, card=replace(reader.card, **card))
     return str(folder)
@@ -137,7 +143,11 @@ def test_a_fine_tuned_model_keeps_its_own_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        (renamed("green", "teal"), "reads colour as one of red, green, blue, the data lists red, teal, blue"),
+        (
+            renamed("green", "teal"),
+            "reads colour as several of red, green, blue, the data lists several of red, teal, blue",
+        ),
+        (one_colour_each(), "reads colour as several of red, green, blue, the data lists one of red, green, blue"),
         (
             renamed("colour", "hue"),
             "the attributes category, sleeve, colour, the data lists category, sleeve, hue",

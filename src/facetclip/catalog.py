@@ -80,8 +80,9 @@ class Catalog:
         """`catalog.csv, row 812`."""
         return f"{self.name}, row {self.row_number(place)}"
 
-    def require_columns(self, schema: Schema) -> None:
-        """UserError naming every column that `schema` refers to and the catalog lacks, or has as something not text."""
+    def require_columns(self, schema: Schema, *, written: bool = False) -> None:
+        """UserError naming every column that `schema` refers to and the catalog lacks, or has as something not text;
+        where cells are to be `written`, also one that two attributes share."""
         wanted = {f"columns.{role}": name for role, name in schema.columns.model_dump().items() if name is not None}
         wanted |= {f"attributes.{name}.column": attribute.column for name, attribute in schema.attributes.items()}
         present = self.table.column_names
@@ -95,6 +96,11 @@ class Catalog:
         for role, name in wanted.items():
             if role != "columns.image" and not pa.types.is_string(kind := self.table.schema.field(name).type):
                 raise UserError(f"{self.name}: column {name!r}, which the schema names as {role}: not text but {kind}")
+        columns = [attribute.column for attribute in schema.attributes.values()]
+        if written and (twice := next((column for column in columns if columns.count(column) > 1), None)):
+            raise UserError(
+                f"{self.name}: two attributes are read from column {twice!r}; which of them is written there?"
+            )
 
 
 def read_catalog(source: str, *, split: str | None = None) -> Catalog:

@@ -27,7 +27,7 @@ from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.schema import Attribute, Schema
-from facetclip.spreadsheets import csv_of
+from facetclip.spreadsheets import csv_of, separated
 from facetclip.suggestions import Correction, read_corrections
 
 Changes = dict[tuple[int, str], str]  # (place of the record, column) -> what the cell shall say
@@ -59,7 +59,8 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
     `log` (CSV).
 
     UserError where a correction names an item, attribute or value that the catalog or its schema does not have, where
-    two contradict each other, where `out` is of another kind of file or is the catalog itself.
+    two contradict each other, where two attributes share a column, where `out` is of another kind of file or is the
+    catalog itself.
     """
     if out.suffix.lower() != source.suffix.lower():
         raise UserError(f"{out}: expected a {source.suffix} file, as the catalog {source.name} is")
@@ -69,7 +70,7 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
     if not source.is_file():
         raise UserError(f"{source}: corrections go into a catalog file; found none there")
     catalog = read_catalog(str(source))
-    catalog.require_columns(schema)
+    catalog.require_columns(schema, written=True)
     changes, entries, confirmed = _decided(corrections, catalog, schema)
     _rewrite(source, out, catalog, changes)
     write_whole(log, _log_of(entries))
@@ -148,9 +149,7 @@ def _separated(source: Path, separator: str, catalog: Catalog, changes: Changes)
     column_of = {name.strip(): place for place, name in enumerate(header)}
     for (place, column), value in changes.items():
         records[catalog.row_number(place) - 1][column_of[column]] = value
-    out = io.StringIO()
-    csv.writer(out, delimiter=separator, lineterminator="\n").writerows(records)
-    return out.getvalue().encode("utf-8")
+    return separated(records, separator)
 
 
 def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:

@@ -6,7 +6,6 @@ not of the photo, is read by all its photos together, and by what its other rows
 says is never replaced unless that is asked for; then photos alone decide.
 """
 
-import csv
 import hashlib
 import io
 import json
@@ -29,10 +28,11 @@ from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
 from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
-from facetclip.outputs import Output, clear, open_output, parted
+from facetclip.outputs import Output, clear, open_output, parted, written_before
 from facetclip.remote import Absent
 from facetclip.rules import apply_rules, barred
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema, read_schema
+from facetclip.spreadsheets import separated
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
 TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
@@ -90,7 +90,7 @@ def fill(
     UserError where the scores are of another schema, lack the model's cut-offs, or are not of this catalog's items.
     """
     place, name = parted(out)
-    target, answered, suffix = open_output(place), open_output(scores), PurePath(name).suffix
+    target, answered, suffix = open_output(place), written_before(scores), PurePath(name).suffix
     if suffix not in (".csv", ".parquet"):
         raise UserError(f"{target.spot(name)}: expected a file that ends in .csv or .parquet")
     if target.exists(name):
@@ -98,7 +98,7 @@ def fill(
     manifest = _manifest(answered)
     card = ModelCard.from_json(json.dumps(manifest["card"]))
     meaning, table = read_schema(schema), read_catalog(catalog, split=split)
-    table.require_columns(meaning)
+    table.require_columns(meaning, written=True)
     kinds = table.table.schema
     if suffix == ".csv" and (strange := next((each.name for each in kinds if each.type != pa.string()), None)):
         raise UserError(
@@ -122,7 +122,9 @@ def _manifest(scores: Output) -> dict[str, Any]:
         raise UserError(f"{scores}: no {MANIFEST}; run facetclip extract to its end first") from error
     except ValueError as error:
         raise UserError(f"{scores.spot(MANIFEST)}: not JSON: {error}") from error
-    if not manifest.get("card", {}).get("cutoffs"):
+    if not isinstance(manifest, dict) or not all(manifest.get(part) for part in ("card", "schema", "parts")):
+        raise UserError(f"{scores.spot(MANIFEST)}: is not what facetclip extract writes")
+    if not manifest["card"].get("cutoffs"):
         raise UserError(
             f"{scores}: the model that was read with does not know when to abstain; train it with a validation split"
         )
@@ -130,23 +132,15 @@ def _manifest(scores: Output) -> dict[str, Any]:
 
 
 def _check(scores: Output, card: ModelCard, schema: Schema, table: Catalog) -> None:
-    if card.schema is None or _meanings(card.schema) != _meanings(schema):
+    if card.schema is None or card.schema.meanings != schema.meanings:
         raise UserError(
             f"{scores}: reads other attributes or values than the schema, or lists several where that lists one; "
             "extract with a model of it"
         )
-    columns = [attribute.column for attribute in schema.attributes.values()]
-    if twice := next((column for column in columns if columns.count(column) > 1), None):
-        raise UserError(f"{table.name}: two attributes are read from column {twice!r}; which of them is to fill it?")
     for attribute in schema.attributes.values():
         for part in (SOURCE, CONFIDENCE):
             if (name := f"{attribute.column}_{part}") in table.table.column_names:
                 raise UserError(f"{table.name}: has a column {name!r} already; fill the catalog that it came from")
-
-
-def _meanings(schema: Schema) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """What the label numbers of each attribute stand for."""
-    return {name: (each.values, each.multi_valued) for name, each in schema.attributes.items()}
 
 
 def _read(
@@ -281,11 +275,7 @@ def _encoded(table: pa.Table, suffix: str) -> bytes:
     if suffix == ".parquet":
         pq.write_table(table, out)
         return out.getvalue()
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(table.column_names)
-    rows.writerows(zip(*(_cells(column) for column in table.columns), strict=True))
-    return text.getvalue().encode("utf-8")
+    return separated([table.column_names, *zip(*(_cells(column) for column in table.columns), strict=True)])
 
 
 def _cells(column: pa.ChunkedArray) -> list[str]:

@@ -35,7 +35,6 @@ WHOLE, LEAST = 8, 1  # eighths
 GAP = 1.0  # `shrink` averages whole pixels as long as this many times the target is left: 42 dB, half the time
 LONGEST = 4  # `shrink` keeps the longer edge within this many times the asked size
 QUALITY = 92
-THUMBNAIL_QUALITY = 80
 CODES = {
     "empty": "the file has 0 bytes",
     "not_an_image": "the bytes are not an image",

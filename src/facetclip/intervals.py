@@ -17,7 +17,6 @@ from facetclip.coverage import Ranking, coverage, rank
 from facetclip.metrics import absent, answers, listed_values, log_losses, read_values
 from facetclip.schema import Attribute
 
-METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "log_loss", "ece")
 NOT_APPLICABLE_F1 = "not_applicable_f1"  # where something predicts that an attribute cannot apply
 RESAMPLES = 1_000
 ENDS = (0.025, 0.975)

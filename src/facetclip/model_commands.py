@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from facetclip.arguments import add_dataset_split, share
@@ -25,6 +27,7 @@ from facetclip.sources import FromCatalog, FromShards
 from facetclip.tracking import sync
 
 MODEL = "a model folder, a hub id, starter, or models:/NAME@ALIAS"
+TELL_EVERY = 10.0  # seconds, of what takes hours
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -96,11 +99,27 @@ def add_extract(parser: argparse.ArgumentParser) -> None:
 
 def run_extract(args: argparse.Namespace) -> int:
     """Read every attribute of every item."""
-    done = extract(resolve_model(args.model), _source(args), args.out, batch_size=args.batch, part_size=args.part_size)
+    sizes = {"batch_size": args.batch, "part_size": args.part_size}
+    done = extract(resolve_model(args.model), _source(args), args.out, **sizes, progress=_teller())
     if done:
         bad = f"; {done.bad} unreadable, see {done.out.spot(QUARANTINE)}" if done.bad else ""
         print(f"{done.out}: {done.items} items in {done.parts} parts{bad}")
     return 0
+
+
+def _teller() -> Callable[[int, int], None] | None:
+    """Says how many of its parts are done, every TELL_EVERY seconds; of several processes the first one alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    told = time.monotonic()
+
+    def tell(done: int, parts: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TELL_EVERY:
+            told = time.monotonic()
+            print(f"facetclip: {done} of {parts} parts", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _source(args: argparse.Namespace) -> FromShards | FromCatalog:

@@ -92,14 +92,18 @@ def open_output(place: Path | str) -> Output:
     >>> str(open_output("file:///tmp/scores")), str(open_output("memory://scores"))
     ('/tmp/scores', 'memory://scores')
     """
+    folder = written_before(place)
+    if isinstance(folder, RemoteFolder):
+        folder.require_writable()
+    return folder
+
+
+def written_before(place: Path | str) -> Output:
+    """The folder at `place`, a path or a URL, of which nothing but reading is asked."""
     text = str(place)
     if text.startswith(FILE):
         return LocalFolder(Path(text.removeprefix(FILE)))
-    if not is_url(place):
-        return LocalFolder(Path(place))
-    folder = RemoteFolder(text)
-    folder.require_writable()
-    return folder
+    return RemoteFolder(text) if is_url(place) else LocalFolder(Path(place))
 
 
 def clear(output: Output, names: str) -> None:

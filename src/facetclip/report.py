@@ -2,15 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from facetclip.intervals import Estimate
 from facetclip.metrics import AttributeMetrics, Baseline
 from facetclip.tables import text_table
 
-Estimates = dict[str, Estimate]  # metric -> number with its 95% interval
+
+def _numbers(stored: Any) -> Any:
+    """What is no number is null in JSON."""
+    return (
+        {name: float("nan") if n is None else n for name, n in stored.items()} if isinstance(stored, dict) else stored
+    )
+
+
+Known = Annotated[Estimate, BeforeValidator(_numbers)]
+Estimates = dict[str, Known]  # metric -> number with its 95% interval
 Curve = tuple[tuple[float, float], ...]  # (share of the answers given, share of those that is right), the surest first
 
 
@@ -22,7 +32,7 @@ class Promise:
     precision: float
     threshold: float
     coverage: float
-    kept: Estimate | None
+    kept: Known | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Reading:
     attributes: dict[str, AttributeMetrics]
     estimates: dict[str, Estimates]
     mean: Estimates
-    exact_match: Estimate
+    exact_match: Known
     curves: dict[str, Curve] = field(default_factory=dict)
     promises: dict[str, tuple[Promise, ...]] = field(default_factory=dict)
 
@@ -49,7 +59,7 @@ class Comparison:
 
     attributes: dict[str, Estimates]
     mean: Estimates
-    exact_match: Estimate
+    exact_match: Known
 
 
 @dataclass(frozen=True)

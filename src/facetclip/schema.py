@@ -79,7 +79,21 @@ class Attribute(Strict):
                 f"a multi-valued attribute takes at most {MOST_MULTI_VALUES} values, found {len(self.values)}"
             )
         self._check_not_applicable()
+        self._check_words()
         return self
+
+    def _check_words(self) -> None:
+        seen: dict[str, tuple[str, int]] = {}
+        for word, label in self._words():
+            if self.separator and self.separator in word:
+                raise ValueError(
+                    f"{word!r} contains the separator {self.separator!r}: cells are cut there, so none is it"
+                )
+            other, meant = seen.setdefault(spelling(word), (word, label))
+            if meant != label:
+                raise ValueError(
+                    f"{other!r} and {word!r} are the same but for spelling, and stand for different things"
+                )
 
     def _check_not_applicable(self) -> None:
         value = self.not_applicable_value
@@ -116,14 +130,19 @@ class Attribute(Strict):
             for value in self.values
         )
 
+    def _words(self) -> list[tuple[str, int]]:
+        """Every word that a cell may hold, with what it stands for: a value's number or a negative code."""
+        return [
+            *((value, place) for place, value in enumerate(self.values)),
+            *((alias, self.values.index(value)) for alias, value in self.aliases.items()),
+            *((word, self.not_applicable_label) for word in self.not_applicable),
+            *((word, UNLABELLED) for word in self.unlabelled),
+        ]
+
     def codes(self) -> dict[str, int]:
         """Every explained spelling -> value index or negative code. The schema's words win over blanks."""
-        table = dict.fromkeys((spelling(cell) for cell in BLANK_CELLS), UNLABELLED)
-        table |= {spelling(cell): UNLABELLED for cell in self.unlabelled}
-        table |= {spelling(cell): self.not_applicable_label for cell in self.not_applicable}
-        table |= {spelling(alias): self.values.index(value) for alias, value in self.aliases.items()}
-        table |= {spelling(value): place for place, value in enumerate(self.values)}
-        return table
+        blank = dict.fromkeys((spelling(cell) for cell in BLANK_CELLS), UNLABELLED)
+        return blank | {spelling(word): label for word, label in self._words()}
 
     def encode(self, cell: str | None, codes: Mapping[str, int] | None = None) -> int:
         """The label of one cell: a value index (a bit mask of them where multi-valued) or one of the negative codes.
@@ -196,6 +215,11 @@ class Schema(Strict):
     def names(self) -> tuple[str, ...]:
         """The attribute names, in label order."""
         return tuple(self.attributes)
+
+    @property
+    def meanings(self) -> dict[str, tuple[tuple[str, ...], bool]]:
+        """What the labels of each attribute stand for: its values, and whether a label is a set of them."""
+        return {name: (each.values, each.multi_valued) for name, each in self.attributes.items()}
 
     @property
     def parents_first(self) -> tuple[str, ...]:

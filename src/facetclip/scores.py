@@ -84,11 +84,15 @@ def _difference(model: Schema, data: Schema) -> str | None:
     """How what a model reads differs from what the data lists; None when it does not."""
     if model.names != data.names:
         return f"the attributes {', '.join(model.names)}, the data lists {', '.join(data.names)}"
-    for name, attribute in model.attributes.items():
-        if attribute.values != data.attributes[name].values:
-            listed = ", ".join(data.attributes[name].values)
-            return f"{name} as one of {', '.join(attribute.values)}, the data lists {listed}"
+    data_means = data.meanings
+    for name, (values, several) in model.meanings.items():
+        if (values, several) != data_means[name]:
+            return f"{name} as {_listed(values, several)}, the data lists {_listed(*data_means[name])}"
     return None
+
+
+def _listed(values: tuple[str, ...], several: bool) -> str:
+    return f"{'several' if several else 'one'} of {', '.join(values)}"
 
 
 def reader_digest(reader: AttributeReader) -> str:
