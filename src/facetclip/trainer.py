@@ -254,7 +254,7 @@ class Trainer:
             if validates:
                 self.validate()
                 log.restart()
-            if saves or save or stop:
+            if saves or save or stop or self.patience_is_over:
                 self.save()
                 log.restart()
             if stop and self.state.step < last:
