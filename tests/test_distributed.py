@@ -2,20 +2,23 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fleet import launch_fleet
 from safetensors.torch import load_file, save_file
 from small_shop import make_labels, make_shards
 from test_trainer import make_run
 
-from facetclip.collectives import gather_rows, join_shares, share_of
+from facetclip.collectives import gather_rows, join_processes, join_shares, share_of
 from facetclip.launch import make_accelerator
 from facetclip.trainer import Trainer
 
@@ -78,12 +81,19 @@ def features_and_gathers(folder: Path) -> dict[str, torch.Tensor]:
     return {"features": trainer.inputs.features, "joined": joined}  # type: ignore[attr-defined]  # probe: a FeatureReader
 
 
+def patience() -> timedelta:
+    """For how long this process waits for others in a collective."""
+    groups: Any = torch.distributed.distributed_c10d
+    return groups._get_default_group()._get_backend(torch.device("cpu")).options._timeout
+
+
 def main(folder: Path) -> None:
     """What each launched process does."""
     for case in CASES:
         found = gradients(folder, case, "both")
         if os.environ["RANK"] == "0":
             save_file(found, folder / f"{case}.safetensors")
+    (folder / f"patience {os.environ['RANK']}.json").write_text(json.dumps(patience().total_seconds()))
     gathered = features_and_gathers(folder)
     rows = torch.full((2, 3), float(os.environ["RANK"]) + 1, requires_grad=True)
     (gather_rows(rows) * torch.arange(4.0)[:, None]).sum().backward()
@@ -127,6 +137,26 @@ def test_the_gradient_through_the_gather_is_summed_over_processes(launched: Path
     """Each process weighs the four gathered rows with 0, 1, 2 and 3; both have the same loss, so all counts twice."""
     assert json.loads((launched / "gradient 0.json").read_text()) == [0.0, 2.0]
     assert json.loads((launched / "gradient 1.json").read_text()) == [4.0, 6.0]
+
+
+def test_processes_wait_for_hours_while_the_first_measures_and_registers(launched: Path) -> None:
+    for rank in (0, 1):
+        assert json.loads((launched / f"patience {rank}.json").read_text()) >= 3600 * 3
+
+
+def test_so_do_those_of_a_launch_that_may_be_restarted(tmp_path: Path) -> None:
+    def join_as_a_launcher_has_it() -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        told = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= told | {"TORCHELASTIC_MAX_RESTARTS": "1"}
+        torch.distributed.destroy_process_group()
+        join_processes("gloo")
+        assert patience() >= timedelta(hours=3)
+
+    ended = launch_fleet(tmp_path, 1, join_as_a_launcher_has_it)
+    assert ended.codes == [0], ended.errors
 
 
 if __name__ == "__main__":

@@ -153,6 +153,48 @@ def test_a_mistake_is_one_line_and_starts_nothing(project: Path, words: tuple[st
     assert not list(project.glob("arguments-*"))
 
 
+SRUN = """#!{python}
+import os, pathlib, sys
+tries = pathlib.Path("{folder}/tries")
+tries.write_text(str(int(tries.read_text()) + 1 if tries.exists() else 1))
+if tries.read_text() in os.environ["FAKE_INTERRUPTED"].split(","):
+    pathlib.Path("{folder}/run").mkdir(exist_ok=True)
+    pathlib.Path("{folder}/run/requeue").touch()
+sys.exit(1)
+"""
+SCONTROL = """#!/bin/sh
+[ "$1" = requeue ] && echo "$2" >> {folder}/requeued
+echo first
+"""
+
+
+@pytest.fixture
+def cluster(project: Path) -> dict[str, str]:
+    """The environment of a SLURM job, whose `srun` fails, in the starts that FAKE_INTERRUPTED names after a save."""
+    executable(project / ".venv/bin/srun", SRUN.format(python=sys.executable, folder=project))
+    executable(project / ".venv/bin/scontrol", SCONTROL.format(folder=project))
+    executable(project / "training/train.py", "")
+    job = {"SUBMIT_DIR": str(project), "NNODES": "1", "JOB_ID": "7", "JOB_NODELIST": "first"}
+    return {f"SLURM_{name}": value for name, value in job.items()}
+
+
+def test_an_interrupted_job_is_queued_again_and_one_that_then_fails_is_not(
+    project: Path, cluster: dict[str, str]
+) -> None:
+    for _ in range(3):
+        assert start(project, "slurm.sbatch", "run.toml", **cluster, FAKE_INTERRUPTED="1").wait(20) == 1
+    assert (project / "requeued").read_text().split() == ["7"]
+
+
+def test_a_job_of_a_run_file_that_cannot_be_read_fails_as_its_training_does(
+    project: Path, cluster: dict[str, str]
+) -> None:
+    (project / "run.toml").write_text("train = 1")
+    assert start(project, "slurm.sbatch", "run.toml", **cluster, FAKE_INTERRUPTED="").wait(20) == 1
+    assert (project / "tries").read_text() == "1"
+    assert not (project / "requeued").exists()
+
+
 def test_every_machine_is_started_by_ssh_with_its_number(project: Path) -> None:
     set_pace(project, 0)
     process = start(project, "ssh.sh", "me@one,two", "4", "run.toml", "data.shards=a b;c", MLFLOW_TRACKING_URI="u:'p")

@@ -1,6 +1,7 @@
 """Every way to fine-tune: stopped and resumed, stored and read back, it says the same."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fleet import launch_fleet
 from small_shop import make_labels, make_reader, make_shards
 from test_extract import Launched
 from test_trainer import make_run
@@ -232,6 +234,23 @@ def test_cached_features_give_the_gradient_of_the_photos(shop: Path, tmp_path: P
         assert (gradient - fresh[name]).abs().max() <= 1e-5, name
 
 
+def test_features_that_one_process_alone_finds_are_computed_by_all(shop: Path, tmp_path: Path) -> None:
+    runs = [
+        run_of(shop, tmp_path / name, {"mode": "probe"}, data={"features": str(tmp_path / name / "features")})
+        for name in ("one", "other")
+    ]
+    (alone,) = (Trainer(run, make_accelerator()).inputs for run in runs[:1])
+    assert isinstance(alone, FeatureReader)
+
+    def work() -> None:
+        inputs = Trainer(runs[int(os.environ["RANK"])], make_accelerator()).inputs
+        assert isinstance(inputs, FeatureReader)
+        assert torch.allclose(inputs.features, alone.features, atol=1e-6)
+
+    ended = launch_fleet(tmp_path / "fleet", 2, work, seconds=30)
+    assert ended.codes == [0, 0], ended.errors
+
+
 def test_features_are_computed_once_for_all_runs_and_anew_for_another_model(shop: Path, tmp_path: Path) -> None:
     data = {"data": {"shards": str(shop / "shards"), "features": str(tmp_path / "features")}}
     first = Trainer(run_of(shop, tmp_path / "a", {"mode": "probe"}, **data), make_accelerator())
@@ -442,14 +461,18 @@ def test_zero_shot_keeps_the_start_and_only_calibrates_it(shop: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_patience_stops_a_run_that_gets_no_better(shop: Path, tmp_path: Path, average: float) -> None:
+def test_patience_stops_a_run_that_gets_no_better(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float
+) -> None:
     useless = {"steps": 60, "patience": 2, "average": average}
-    run = run_of(
-        shop, tmp_path / "run", {"mode": "full"}, train=useless, optimizer={"lr": 1e-12}, validation={"every": 2}
-    )
+    rare = {"optimizer": {"lr": 1e-12}, "validation": {"every": 2}, "checkpoint": {"every": 100}}
+    run = run_of(shop, tmp_path / "run", {"mode": "full"}, train=useless, **rare)
     trainer = trained(run)
     assert trainer.state.step < 60
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert saved.name == f"step-{trainer.state.step:08d}"
     assert trainer.state.step - trainer.state.best_step == 4
+    monkeypatch.setattr(Trainer, "train_step", None)
     again = trained(run)  # resuming does not train on
     assert again.state.step == trainer.state.step
 

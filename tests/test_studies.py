@@ -1,10 +1,12 @@
 """The two studies: what they train, that they go on where they stopped, and what they leave."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fleet import launch_fleet
 from PIL import Image
 from small_shop import make_reader, make_shards
 from test_trainer import make_run
@@ -113,6 +115,17 @@ def test_captions_cross_forms_and_modes(shop: Path, capsys: pytest.CaptureFixtur
     assert len(zero) == 2
     assert is_picture(shop / "captions" / "captions.png")
     assert "mean over attributes" in capsys.readouterr().out
+
+
+def test_what_is_measured_the_first_process_says_for_all(shop: Path) -> None:
+    outs = [shop / "one machine's", shop / "another machine's"]
+    points = run_curve(run_of(shop), outs[0], sizes=(6,), seeds=1)
+
+    def work() -> None:
+        assert run_curve(run_of(shop), outs[int(os.environ["RANK"])], sizes=(6,), seeds=1) == points
+
+    ended = launch_fleet(shop / "fleet", 2, work, seconds=60)
+    assert ended.codes == [0, 0], ended.errors
 
 
 def test_a_study_of_another_run_is_refused(shop: Path) -> None:

@@ -35,6 +35,7 @@ from facetclip.launch import make_accelerator
 from facetclip.lease import LEASE, RunLease
 from facetclip.progress import STACKS, STUCK, Progress, beats
 from facetclip.trainer import Trainer
+from facetclip.validation import Judgement
 
 ROOT = Path(__file__).parents[1]
 STEPS = 12
@@ -428,6 +429,26 @@ def test_b3_bad_updates_are_left_out_as_often_as_allowed(shop: Path) -> None:
     assert all(weight.isfinite().all() for weight in end_of(run).weights.values())
     run = run_of(shop, "skipping too often", train=skipping)
     assert launch(run, 2, "train.loss:4=nan@1,train.loss:5=nan@0,train.loss:7=nan@0").codes == [1, 1]
+
+
+def test_which_weights_are_the_best_the_first_process_says_for_all(shop: Path, tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", 60, validation=True)
+    run = run_of(shop, "rounding", data={"shards": str(tmp_path / "shards")}, validation={"every": 3})
+
+    def work() -> None:
+        trainer = Trainer(run, make_accelerator())
+        sign = -1 if os.environ["RANK"] == "0" else 1  # for one process it gets better, for the other worse
+
+        def rounded_otherwise(*given: Any) -> Judgement:
+            return Judgement(3.0 + 0.01 * sign * trainer.state.step, {}, {})
+
+        trainer_module.judge = rounded_otherwise  # type: ignore[assignment]
+        trainer.train()
+        assert trainer.state.best == 3.0 - 0.01 * STEPS
+        assert trainer.state.best_step == STEPS
+
+    ended = launch_fleet(tmp_path / "fleet", 2, work, seconds=30)
+    assert ended.codes == [0, 0], ended.errors
 
 
 @pytest.mark.parametrize(("photos", "world"), [(1, 2), (6, 4)])

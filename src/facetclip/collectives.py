@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
+
+# The first process measures, finishes and registers a model while the others wait, for longer than NCCL's ten minutes.
+# What hangs in a training is found by its watchdog (`facetclip.progress`).
+PATIENCE = timedelta(hours=6)
 
 
 def processes() -> tuple[int, int]:
@@ -37,7 +42,7 @@ def join_processes(backend: str) -> None:
     stores: Any = distributed  # whose classes are public, though not in its __all__
     store = stores.TCPStore(*address, world, is_master=rank == 0 and not hosted)
     prefixed = stores.PrefixStore(f"start-{started}", store)
-    distributed.init_process_group(backend, store=prefixed, rank=rank, world_size=world)
+    distributed.init_process_group(backend, store=prefixed, timeout=PATIENCE, rank=rank, world_size=world)
 
 
 def close_at_exit() -> None:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from facetclip.batches import Batch, PixelReader, Portion, ahead
-from facetclip.collectives import join_shares, share_of
+from facetclip.collectives import gather_objects, join_shares, share_of
 from facetclip.files import write_whole
 from facetclip.index import ShardIndex
 from facetclip.model import AttributeReader
@@ -38,12 +38,12 @@ class FeatureReader:
 def feature_reader(
     reader: AttributeReader, pixels: PixelReader, rows: np.ndarray, folder: Path, accelerator: Accelerator
 ) -> FeatureReader:
-    """The features of `rows` by `reader`, without augmentation: from `folder` if they are there, else computed by all
-    processes and put there. The file's name is a digest of all that they depend on."""
+    """The features of `rows` by `reader`, without augmentation: from `folder` if every process finds them there, else
+    computed by all and put there. The file's name is a digest of all that they depend on."""
     from safetensors.torch import load, save
 
     path = folder / f"features-{_key(reader, pixels.index, rows, accelerator.mixed_precision)}.safetensors"
-    if path.is_file():
+    if all(gather_objects(path.is_file())):
         return FeatureReader(pixels.index, rows, load(path.read_bytes())["features"])
     features = _computed(reader, pixels, rows, accelerator)
     if accelerator.is_main_process:

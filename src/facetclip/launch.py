@@ -8,7 +8,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from facetclip.collectives import close_at_exit, join_processes, send_in_bf16
+from facetclip.collectives import PATIENCE, close_at_exit, join_processes, send_in_bf16
 from facetclip.config import RunConfig
 from facetclip.engine import Engine
 from facetclip.errors import UserError
@@ -31,12 +31,12 @@ def make_accelerator() -> Accelerator:
         if zero:
             plugin = zero_plugin(gpu=gpu)
             check_waiting(plugin.zero_stage, gpu=gpu)
-            backend = InitProcessGroupKwargs(backend="nccl" if gpu else "gloo")
-            accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend])
+            group = InitProcessGroupKwargs(backend="nccl" if gpu else "gloo", timeout=PATIENCE)
+            accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[group])
             _leave_loading_alone()
         else:
             # Told only by the device that is there: of several processes on the processor each would think it is alone.
-            accelerator = Accelerator(cpu=not gpu)
+            accelerator = Accelerator(cpu=not gpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     except (ValueError, ImportError) as error:
         raise UserError(f"the launcher's settings cannot be used on this machine: {error}") from error
     close_at_exit()

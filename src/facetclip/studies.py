@@ -16,6 +16,7 @@ import numpy as np
 from facetclip.batches import Inputs, PixelReader
 from facetclip.calibration import Calibration, probabilities
 from facetclip.checkpoint import differences
+from facetclip.collectives import gather_objects
 from facetclip.config import Form, RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
@@ -108,12 +109,11 @@ class Study:
 
     def _scores(self, child: Child, parent: Tracker | None) -> Scores:
         done = self.out / "done" / f"{child.name}.json"
-        self.accelerator.wait_for_everyone()  # nobody looks while another writes
-        known = done.is_file()
-        self.accelerator.wait_for_everyone()
+        known, *_ = gather_objects(done.is_file())  # the first process's word
         if not known:
             self._train(child, done, parent)
-        return json.loads(done.read_text(encoding="utf-8"))
+        scores, *_ = gather_objects(json.loads(done.read_text()) if self.accelerator.is_main_process else None)
+        return scores
 
     def _train(self, child: Child, done: Path, parent: Tracker | None) -> None:
         folder = self.out / "runs" / child.name

@@ -254,7 +254,7 @@ class Trainer:
             if validates:
                 self.validate()
                 log.restart()
-            if saves or save or stop:
+            if saves or save or stop or self.patience_is_over:
                 self.save()
                 log.restart()
             if stop and self.state.step < last:
@@ -326,8 +326,9 @@ class Trainer:
             judgement = judge(logits, self.index.label_matrix(rows), self.index.schema)
             if judgement.values:
                 self._say(judgement.values)
-            # Without a validation label the newest weights count as the best.
-            loss = -float(self.state.step) if judgement.loss is None else judgement.loss
+            # Without a validation label the newest weights count as the best. What follows is done by all processes or
+            # none, and their numbers may differ in the last bit: that of the first counts.
+            loss, *_ = gather_objects(-float(self.state.step) if judgement.loss is None else judgement.loss)
             if loss < self.state.best:
                 self.state.best, self.state.best_step = loss, self.state.step
                 self.export()
