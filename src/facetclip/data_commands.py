@@ -139,6 +139,8 @@ def run_check(args: argparse.Namespace) -> int:
     )
     if spec.fetch is not None and spec.fetch.folder is None:
         raise UserError("--fetch-urls: check needs --downloads, a folder to keep the images in for shard")
+    if args.out and args.out.resolve() in (Path(args.catalog).resolve(), args.schema.resolve()):
+        raise UserError(f"--out {args.out}: is what is checked; name another file for the problems")
     report = check_catalog(read_catalog(args.catalog, split=args.dataset_split), read_schema(args.schema), spec)
     if args.out:
         write_problems(report, args.out)
@@ -267,7 +269,9 @@ def run_inspect(args: argparse.Namespace) -> int:
     for damage in damaged:
         print(damage)
     if args.verify:
-        print(f"{len(damaged)} of {len(index.shards)} shards damaged" if damaged else "every byte is as it was written")
+        print(
+            f"{len(damaged)} of {len(index.shards) + 1} files damaged" if damaged else "every byte is as it was written"
+        )
     return 1 if damaged else 0
 
 

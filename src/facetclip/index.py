@@ -228,7 +228,7 @@ def open_index(place: Path | str, cache: CacheSpec | None = None) -> ShardIndex:
 
     UserError when it is absent, of another format, or a shard is not as it was written.
     """
-    return _opened(open_store(place, cache, _index_problem))
+    return _opened(open_store(place, cache, index_problem))
 
 
 def _opened(store: LocalShards | CachedShards, digest: str | None = None) -> ShardIndex:
@@ -244,8 +244,8 @@ def _opened(store: LocalShards | CachedShards, digest: str | None = None) -> Sha
     return ShardIndex(store, Schema.from_json(stored["schema"]), stored["digest"], int(stored["size"]), shards)
 
 
-def _index_problem(file: BinaryIO) -> str | None:
-    """What is wrong with an index that was copied: its rows do not give the digest that it names."""
+def index_problem(file: BinaryIO) -> str | None:
+    """What is wrong with an index, copied or here for long: its rows do not give the digest that it names."""
     try:
         with pq.ParquetFile(file) as parquet:
             stored = parquet.schema_arrow.metadata or {}
