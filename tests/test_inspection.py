@@ -164,6 +164,15 @@ def test_d_an_index_whose_labels_changed_is_named(index: ShardIndex, capsys: pyt
     assert "1 of 4 files damaged" in said
 
 
+def test_d_damage_is_told_before_sheets_are_drawn(index: ShardIndex, tmp_path: Path, capsys) -> None:
+    path = index.folder / index.shards[1].name
+    path.write_bytes(flipped(path.read_bytes(), int(index.offset[4]) + 50))
+    assert main(["inspect", str(index.folder), "--verify", "--sheets", str(tmp_path / "sheets")]) == 2
+    said = capsys.readouterr()
+    assert "1 of 4 files damaged" in said.out
+    assert "the image is not the one that was indexed" in said.err
+
+
 def test_d_what_lies_behind_the_samples_is_noticed(index: ShardIndex) -> None:
     path = index.folder / index.shards[0].name
     content = bytearray(path.read_bytes())

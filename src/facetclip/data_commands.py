@@ -263,8 +263,6 @@ def run_inspect(args: argparse.Namespace) -> int:
     """Say what shards hold; 1 where they are damaged."""
     index = open_index(args.shards)
     print(describe(index))
-    for path in draw_sheets(index, args.sheets) if args.sheets else ():
-        print(f"{path}: photos by value")
     damaged = list(verify(index)) if args.verify else []
     for damage in damaged:
         print(damage)
@@ -272,6 +270,8 @@ def run_inspect(args: argparse.Namespace) -> int:
         print(
             f"{len(damaged)} of {len(index.shards) + 1} files damaged" if damaged else "every byte is as it was written"
         )
+    for path in draw_sheets(index, args.sheets) if args.sheets else ():  # last: a damaged photo ends it
+        print(f"{path}: photos by value")
     return 1 if damaged else 0
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from facetclip.errors import UserError
-from facetclip.images import BadImage
 from facetclip.index import INDEX_NAME, ShardIndex, index_problem, key_of, read_metadata
 from facetclip.metrics import listed_values
 from facetclip.pictures import contact_sheet
@@ -169,14 +168,7 @@ def draw_sheets(index: ShardIndex, out: Path, *, each: int = EACH, seed: int = 0
             among = np.flatnonzero(listed[:, value])
             chosen = random.permutation(among)[:each].tolist()
             rows[f"{attribute.values[value]} ({len(among):,})"] = [
-                (index.item_id(row), photo) for row in chosen if (photo := _photo(index, row))
+                (index.item_id(row), index.read(row)) for row in chosen
             ]
         drawn.append(contact_sheet(out, name, rows))
     return drawn
-
-
-def _photo(index: ShardIndex, row: int) -> bytes | None:
-    try:
-        return index.read(row)
-    except BadImage:
-        return None
