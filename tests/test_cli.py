@@ -201,6 +201,17 @@ def test_a_misspelt_key_of_a_schema_is_one_line(
     assert "schema.toml: attributes.lid: unknown key 'valeus'; did you mean 'values'?" in said
 
 
+@pytest.mark.parametrize("name", ["shop.csv", "schema.toml"])
+def test_the_problems_do_not_overwrite_what_is_checked(
+    name: str, tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shop.csv").write_text("id,style,image,lid\n1,a,1.jpg,yes\n")
+    before = (tmp_path / name).read_text()
+    words = ("--schema", schema, "--images", str(tmp_path), "--out", str(tmp_path / name))
+    assert "is what is checked; name another file" in refused(capsys, "check", str(tmp_path / "shop.csv"), *words)
+    assert (tmp_path / name).read_text() == before
+
+
 @pytest.mark.parametrize("verb", ["check", "shard"])
 def test_a_missing_column_root_or_row_is_one_line(
     verb: str, tmp_path: Path, schema: str, capsys: pytest.CaptureFixture[str]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from facetclip.cli import VERBS
+from facetclip.cli import VERBS, main
 from facetclip.demo import ROOT, steps
 
 
@@ -21,6 +21,14 @@ def test_every_step_is_a_command_that_a_user_could_type() -> None:
 def test_the_training_is_launched_on_several_processes_only() -> None:
     assert [step.words[0] for step in steps(Path("demo"), 600, 2) if step.launched] == ["train"]
     assert not any(step.launched for step in steps(Path("demo"), 600, 1))
+
+
+def test_everything_goes_where_the_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[list[str]] = []
+    monkeypatch.setattr("facetclip.demo.main", lambda words: typed.append(words) or 3)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--out", "x"]) == 3
+    assert typed[0][-1] == str(tmp_path / "x" / "catalog")
 
 
 @pytest.mark.nightly

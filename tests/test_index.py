@@ -1,4 +1,5 @@
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -96,6 +97,29 @@ def test_a_shard_cut_while_the_index_is_open_is_found_when_it_is_read(index):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(OwnMistake, match="ends 100 bytes early"):
         index.read(21)
+
+
+def test_a_changed_byte_of_the_index_is_never_read_as_a_label(index):
+    path = index.folder / INDEX_NAME
+    whole = path.read_bytes()
+    facts = whole.rindex(b"ARROW:schema")  # behind the columns
+    told, found = index.labels["category"].tolist(), set()
+    for place in range(4, facts, 29):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert open_index(index.folder).labels["category"].tolist() == told
+        except UserError as error:
+            found.add(re.sub(r"\(.*", "", str(error).partition("index.parquet: ")[2]).strip())
+    assert "column label:category: damaged" in found
+
+
+def test_an_index_whose_facts_were_changed_is_one_line(index):
+    table = pq.read_table(index.folder / INDEX_NAME)
+    for name, fact in ((b"shards", b"{"), (b"schema", b"{}"), (b"size", b"many")):
+        facts = {**(table.schema.metadata or {}), name: fact}
+        pq.write_table(table.replace_schema_metadata(facts), index.folder / INDEX_NAME)
+        with pytest.raises(UserError, match=r"index\.parquet: damaged .*; run facetclip shard again"):
+            open_index(index.folder)
 
 
 def test_a_folder_without_an_index_says_what_to_do(tmp_path):

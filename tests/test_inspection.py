@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from flaky_server import serving
 from PIL import Image
@@ -16,7 +18,7 @@ from small_shop import SCHEMA, make_shards, photo
 from facetclip.catalog import read_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
-from facetclip.index import ShardIndex, key_of, open_index
+from facetclip.index import INDEX_NAME, ShardIndex, key_of, open_index, write_parquet
 from facetclip.inspection import Damage, describe, draw_sheets, verify
 from facetclip.metrics import listed_values
 from facetclip.pictures import contact_sheet, thumbnail
@@ -150,6 +152,27 @@ def test_d_a_bad_tar_is_named_with_shard_offset_and_key(index: ShardIndex, kind:
             open_index(index.folder)
 
 
+def test_d_an_index_whose_labels_changed_is_named(index: ShardIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    path = index.folder / INDEX_NAME
+    table = pq.read_table(path)
+    place = table.column_names.index("label:category")
+    flipped = pa.array(1 - table.column(place).to_numpy(), pa.int16())
+    write_parquet(path, table.set_column(place, "label:category", flipped))
+    assert main(["inspect", str(index.folder), "--verify"]) == 1
+    said = capsys.readouterr().out
+    assert "index.parquet: the index does not have the digest that it names" in said
+    assert "1 of 4 files damaged" in said
+
+
+def test_d_damage_is_told_before_sheets_are_drawn(index: ShardIndex, tmp_path: Path, capsys) -> None:
+    path = index.folder / index.shards[1].name
+    path.write_bytes(flipped(path.read_bytes(), int(index.offset[4]) + 50))
+    assert main(["inspect", str(index.folder), "--verify", "--sheets", str(tmp_path / "sheets")]) == 2
+    said = capsys.readouterr()
+    assert "1 of 4 files damaged" in said.out
+    assert "the image is not the one that was indexed" in said.err
+
+
 def test_d_what_lies_behind_the_samples_is_noticed(index: ShardIndex) -> None:
     path = index.folder / index.shards[0].name
     content = bytearray(path.read_bytes())
@@ -184,7 +207,7 @@ def test_d_shards_at_a_url_are_read_there_whatever_the_cache_has(
         said = capsys.readouterr().out
         assert str(damage) in said
         assert f"shard-000002.tar: cannot be read ({server.url}/shard-000002.tar: not found)" in said
-        assert "2 of 3 shards damaged" in said
+        assert "2 of 4 files damaged" in said
         assert {path.name for path in (tmp_path / "cache").iterdir()} == held, "what is looked at is not kept"
 
 

@@ -139,6 +139,8 @@ def run_check(args: argparse.Namespace) -> int:
     )
     if spec.fetch is not None and spec.fetch.folder is None:
         raise UserError("--fetch-urls: check needs --downloads, a folder to keep the images in for shard")
+    if args.out and args.out.resolve() in (Path(args.catalog).resolve(), args.schema.resolve()):
+        raise UserError(f"--out {args.out}: is what is checked; name another file for the problems")
     report = check_catalog(read_catalog(args.catalog, split=args.dataset_split), read_schema(args.schema), spec)
     if args.out:
         write_problems(report, args.out)
@@ -261,13 +263,15 @@ def run_inspect(args: argparse.Namespace) -> int:
     """Say what shards hold; 1 where they are damaged."""
     index = open_index(args.shards)
     print(describe(index))
-    for path in draw_sheets(index, args.sheets) if args.sheets else ():
-        print(f"{path}: photos by value")
     damaged = list(verify(index)) if args.verify else []
     for damage in damaged:
         print(damage)
     if args.verify:
-        print(f"{len(damaged)} of {len(index.shards)} shards damaged" if damaged else "every byte is as it was written")
+        print(
+            f"{len(damaged)} of {len(index.shards) + 1} files damaged" if damaged else "every byte is as it was written"
+        )
+    for path in draw_sheets(index, args.sheets) if args.sheets else ():  # last: a damaged photo ends it
+        print(f"{path}: photos by value")
     return 1 if damaged else 0
 
 

@@ -57,23 +57,26 @@ def steps(out: Path, items: int, processes: int) -> list[Step]:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Every step in turn; stops at the first that fails."""
+    out = args.out.absolute()  # where the user is, not where the demo goes
     os.chdir(ROOT)
     if not Path(RUN).is_file():
         raise UserError(f"{ROOT}: no {RUN}; the demo runs in a clone of the project")
     begun = time.monotonic()
-    for step in steps(args.out, args.items, args.processes):
+    for step in steps(out, args.items, args.processes):
         print(f"\n$ {step}", flush=True)
         started = time.monotonic()
         code = _launch(step, args.processes) if step.launched else main(list(step.words))
         if code not in step.expected:
             return code
         print(f"({time.monotonic() - started:.0f} s)", flush=True)
-    report = EvalReport.from_json((args.out / "report" / "report.json").read_text(encoding="utf-8"))
+    report = EvalReport.from_json((out / "report" / "report.json").read_text(encoding="utf-8"))
     print(f"\nOn the test split, {report.items} photos of {report.products} products, zero-shot against fine-tuned:\n")
     print(summary_table(report))
-    print(f"\nreport   {args.out / 'report' / 'index.html'}")
-    print(f"scores   {args.out / 'scores'}")
-    print("MLflow   mlflow ui --backend-store-uri " + os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"))
+    print(f"\nreport   {out / 'report' / 'index.html'}")
+    print(f"scores   {out / 'scores'}")
+    print(
+        "MLflow   mlflow ui --backend-store-uri " + os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{ROOT}/mlflow.db")
+    )
     print(f"all of it took {time.monotonic() - begun:.0f} s")
     return 0
 

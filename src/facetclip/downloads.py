@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,7 +23,6 @@ from facetclip import __version__, faults
 from facetclip.addresses import Allowed, Refused, place, redirected, shown
 from facetclip.errors import OwnMistake, UserError
 from facetclip.fetching import Answer, Client, Failure, Kept, Patience, Stale, resolve
-from facetclip.files import write_whole
 from facetclip.images import MOST_BYTES, BadImage
 from facetclip.lease import LEASE, Lease
 from facetclip.queues import Job, Queues
@@ -83,8 +83,10 @@ def judged(folder: Path, url: str, judge: Callable[[bytes], T]) -> T:
         return judge(content)
     except BadImage as bad:
         path = _path(folder, url)
-        with suppress(UserError, OSError):  # a folder that cannot be written stays as it is
-            write_whole(path.with_suffix(".failed"), _told(url, bad.code, bad.message, transient=True))
+        with suppress(OSError):  # a folder that cannot be written stays as it is
+            beside = path.with_suffix(f".{secrets.token_hex(4)}")  # others may find the same at this moment
+            beside.write_bytes(_told(url, bad.code, bad.message, transient=True))
+            beside.replace(path.with_suffix(".failed"))
             path.unlink(missing_ok=True)
         raise
 

@@ -213,8 +213,14 @@ class ShardIndex:
         return f"{self.store}/{self.shards[self.shard[row]].name}, offset {self.offset[row]}, key {key}"
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        with pq.ParquetFile(self.store.index) as file:
-            return file.read(columns=[name]).column(0)
+        try:
+            with pq.ParquetFile(self.store.index, page_checksum_verification=True) as file:
+                return file.read(columns=[name]).column(name)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            told = first_line(error)
+            raise UserError(
+                f"{self.store}/{INDEX_NAME}: column {name}: damaged ({told}); run facetclip shard again"
+            ) from error
 
     def _numbers(self, name: str) -> np.ndarray:
         numbers = self._column(name).to_numpy()
@@ -230,7 +236,7 @@ def open_index(place: Path | str, cache: CacheSpec | None = None) -> ShardIndex:
 
     UserError when it is absent, of another format, or a shard is not as it was written.
     """
-    return _opened(open_store(place, cache, _index_problem))
+    return _opened(open_store(place, cache, index_problem))
 
 
 def _opened(store: LocalShards | CachedShards, digest: str | None = None) -> ShardIndex:
@@ -241,21 +247,25 @@ def _opened(store: LocalShards | CachedShards, digest: str | None = None) -> Sha
     stored = read_metadata(store.index, f"{store}/{INDEX_NAME}")
     if digest not in (None, stored["digest"]):
         raise UserError(f"{store}: another index has taken the place of the one that was opened; start again")
-    shards = tuple(Shard(**shard) for shard in json.loads(stored["shards"]))
-    store.require(shards)
-    return ShardIndex(store, Schema.from_json(stored["schema"]), stored["digest"], int(stored["size"]), shards)
-
-
-def _index_problem(file: BinaryIO) -> str | None:
-    """What is wrong with an index that was copied: its rows do not give the digest that it names."""
     try:
-        with pq.ParquetFile(file) as parquet:
+        shards = tuple(Shard(**shard) for shard in json.loads(stored["shards"]))
+        schema, size = Schema.from_json(stored["schema"]), int(stored["size"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{store}/{INDEX_NAME}: damaged ({first_line(error)}); run facetclip shard again") from error
+    store.require(shards)
+    return ShardIndex(store, schema, stored["digest"], size, shards)
+
+
+def index_problem(file: BinaryIO) -> str | None:
+    """What is wrong with an index, copied or here for long: its rows do not give the digest that it names."""
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             stored = parquet.schema_arrow.metadata or {}
             if stored.get(b"format") != FORMAT.encode():
                 return None  # opening it says so
             schema = Schema.from_json(stored[b"schema"].decode())
-            found = digest_of(parquet.read(_digested(schema)), schema)
-    except (pa.ArrowException, OSError) as error:
+            found = digest_of(parquet.read(), schema)  # all of it: a page that changed is no readable one
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         return f"not a readable Parquet file ({first_line(error)})"
     return None if found == stored[b"digest"].decode() else "the index does not have the digest that it names"
 
@@ -292,7 +302,9 @@ def write_index(
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a Parquet file whole or not at all; the same table gives the same bytes."""
     with writing(path) as out:
-        pq.write_table(table, out, compression="zstd", row_group_size=1 << 20, write_statistics=False)
+        pq.write_table(
+            table, out, compression="zstd", row_group_size=1 << 20, write_statistics=False, write_page_checksum=True
+        )
 
 
 def index_columns(schema: Schema) -> pa.Schema:

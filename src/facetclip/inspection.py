@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from facetclip.errors import UserError
-from facetclip.images import BadImage
-from facetclip.index import INDEX_NAME, ShardIndex, key_of, read_metadata
+from facetclip.index import INDEX_NAME, ShardIndex, index_problem, key_of, read_metadata
 from facetclip.metrics import listed_values
 from facetclip.pictures import contact_sheet
 from facetclip.schema import NOT_APPLICABLE, Attribute
@@ -28,7 +27,7 @@ EACH = 14  # photos of a value on its contact sheet
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a shard; `offset` and `key` of the first sample concerned, None where it is all of it."""
+    """What is wrong with a shard or the index; `offset` and `key` of the first sample concerned, where it is one."""
 
     shard: str
     message: str
@@ -110,10 +109,14 @@ def _shown(of_split: np.ndarray) -> list[str]:
 
 
 def verify(index: ShardIndex) -> Iterator[Damage]:
-    """Everything in which the shards are not what the index was written over; reads every byte where they lie.
+    """Everything in which the shards are not what the index was written over, and the index not what its digest says;
+    reads every byte where they lie.
 
     Those at a URL are brought here one by one, whatever the cache holds, and thrown away again.
     """
+    with index.store.index.open("rb") as file:
+        if problem := index_problem(file):
+            yield Damage(INDEX_NAME, problem)
     for number, shard in enumerate(index.shards):
         try:
             with index.store.original(shard) as path:
@@ -165,14 +168,7 @@ def draw_sheets(index: ShardIndex, out: Path, *, each: int = EACH, seed: int = 0
             among = np.flatnonzero(listed[:, value])
             chosen = random.permutation(among)[:each].tolist()
             rows[f"{attribute.values[value]} ({len(among):,})"] = [
-                (index.item_id(row), photo) for row in chosen if (photo := _photo(index, row))
+                (index.item_id(row), index.read(row)) for row in chosen
             ]
         drawn.append(contact_sheet(out, name, rows))
     return drawn
-
-
-def _photo(index: ShardIndex, row: int) -> bytes | None:
-    try:
-        return index.read(row)
-    except BadImage:
-        return None
