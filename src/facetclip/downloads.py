@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from facetclip import __version__, faults
 from facetclip.addresses import Allowed, Refused, place, redirected, shown
-from facetclip.errors import OwnMistake, UserError
+from facetclip.errors import OwnMistake
 from facetclip.fetching import Answer, Client, Failure, Kept, Patience, Stale, resolve
 from facetclip.images import MOST_BYTES, BadImage
 from facetclip.lease import LEASE, Lease
