@@ -73,7 +73,7 @@ class Trainer:
     def __init__(self, run: RunConfig, accelerator: Accelerator, index: ShardIndex | None = None) -> None:
         self.accelerator = accelerator
         self.folder = Path(run.output.folder)
-        self.progress = Progress(self.folder, accelerator.process_index)
+        self.progress = Progress(self.folder, accelerator.process_index, accelerator.num_processes)
         self.goodput = Goodput(self.folder, self.progress.last.time)
         self.interruption = Interruption()
         self.index = index or open_index(run.data.shards, cache_spec(run.data.cache, run.data.cache_bytes))
