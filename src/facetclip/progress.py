@@ -97,7 +97,7 @@ def give_up(progress: Progress, seconds: float) -> None:
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
     print(
-        f"{head} (train.timeout = {seconds:g}); the stacks of all processes are in {progress.folder / STACKS}; "
+        f"{head} (watch.timeout = {seconds:g}); the stacks of all processes are in {progress.folder / STACKS}; "
         f"furthest behind, at step {last}: process {', '.join(behind)}",
         file=sys.stderr,
         flush=True,
