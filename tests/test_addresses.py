@@ -10,6 +10,7 @@ PRIVATE = [
     *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
     *("198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4"),
 ]
+PRIVATE_V6 = ["::/128", "::1/128", "100::/64", "2001:db8::/32", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"]
 private = st.sampled_from(PRIVATE).flatmap(lambda network: st.ip_addresses(network=network))
 
 
@@ -19,6 +20,12 @@ def test_a_private_address_stays_private_in_every_ipv6_form(address):
     assert not is_public(str(address))
     for prefix, shift in (("::ffff:0:0", 0), ("64:ff9b::", 0), ("2002::", 80), ("::", 0), ("64:ff9b:1::", 0)):
         assert not is_public(str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(prefix)) | number << shift)))
+
+
+@given(st.sampled_from(PRIVATE_V6).flatmap(lambda network: st.ip_addresses(network=network)))
+def test_a_private_ipv6_address_is_refused(address):
+    with pytest.raises(Refused):
+        judged(where := place(f"http://[{address}]/a.jpg"), [where.host])
 
 
 @given(private, st.sampled_from([str, lambda a: str(int(a)), lambda a: hex(int(a)), lambda a: f"0{int(a):o}"]))

@@ -133,6 +133,8 @@ CELLS = {  # what a spreadsheet, a page or a terminal might take for its own
     "a minus": "-1+cmd()",
     "an at": "@SUM(1)",
     "a tab before a formula": "\t=1+1",
+    "a line feed before a formula": "\n=1+1",
+    "a full-width formula": "＝1+1",
     "a script": "<script>alert(1)</script>",
     "a page's handler": '"><img src=x onerror=alert(1)>',
     "a terminal's escape": "\x1b[2J\x1b]0;x\x07",
@@ -211,7 +213,9 @@ def test_e_no_cell_is_taken_for_more_than_text(shop, kind):
     for name in ("problems.csv", "shards/quarantine.csv"):
         lines = shop.listed(name)
         assert any(line["row"] == "10" for line in lines)
-        assert not any(value.startswith(("=", "+", "-", "@", "\t", "\r")) for line in lines for value in line.values())
+        assert not any(
+            value.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝")) for line in lines for value in line.values()
+        )
     said = checked.out + sharded.out + checked.err + sharded.err
     assert not set(said) & set("\x1b\x07\t\u202e")
     assert max(map(len, said.splitlines())) < 1000

@@ -60,6 +60,7 @@ HOSTILE = [
     "http://[2002:7f00:1::]/a.jpg",
     "http://[fe80::1%25eth0]/a.jpg",
     "http://[fd00:ec2::254]/a.jpg",
+    "http://[fec0::1]/a.jpg",
     "http://shop.example@127.0.0.1/a.jpg",
     "http://127.0.0.1\\@shop.example/a.jpg",
     "http://shop.example:22/a.jpg",

@@ -414,6 +414,29 @@ def test_weights_of_another_mode_are_refused_even_where_the_change_is_let_throug
         fit(other, ["tuning.mode"])
 
 
+@pytest.mark.parametrize(
+    ("tuning", "changes", "allowed", "told"),
+    [
+        ({"mode": "lora"}, {"tuning": {"rank": 2}}, "tuning.rank", r"lora_A.* of \[8, 32\], where .* \[2, 32\]"),
+        ({"mode": "prompt"}, {"tuning": {"context": 2}}, "tuning.context", r"context of \[4, 32\], where .* \[2, 32\]"),
+        (
+            {"mode": "probe"},
+            {"optimizer": {"name": "muon"}},
+            "optimizer.name",
+            "'adamw', which 'muon' cannot go on from",
+        ),
+        ({"mode": "probe"}, {"optimizer": {"name": "sgd"}}, "optimizer.name", "'adamw', which 'sgd' cannot go on from"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_even_where_the_change_is_let_through(
+    shop: Path, tmp_path: Path, tuning: dict[str, Any], changes: dict[str, Any], allowed: str, told: str
+) -> None:
+    trained(run_of(shop, tmp_path / "run", tuning))
+    other = Trainer(run_of(shop, tmp_path / "run", tuning | changes.pop("tuning", {}), **changes), make_accelerator())
+    with pytest.raises(UserError, match=f"its checkpoint .*{told}; take another output.folder"):
+        fit(other, [allowed])
+
+
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_an_average_may_be_begun_or_dropped_on_the_way(shop: Path, tmp_path: Path, average: float) -> None:
     trained(run_of(shop, tmp_path / "run", {"mode": "probe"}, train={"average": 0.9 - average, "steps": 8}))

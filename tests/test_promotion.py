@@ -1,5 +1,6 @@
 """The challenger becomes champion where it is better on the same items, and there is never no champion."""
 
+import fcntl
 import math
 import multiprocessing
 import os
@@ -473,3 +474,25 @@ def test_real_models_are_measured_promoted_and_rolled_back_by_the_command(
     assert main(words) == 1
     assert "the files of version 3 are not those that were registered" in capsys.readouterr().out
     assert str(client.get_registered_model("shop").aliases["champion"]) == "1"
+
+
+def test_the_lock_of_another_user_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.lan")
+    with tempfile.TemporaryDirectory() as folder:  # that everybody may enter
+        Path(folder).chmod(0o1777)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        before = os.umask(0o077)
+        try:
+            with promotion.promoting("shop"):
+                pass
+        finally:
+            os.umask(before)
+        (lock,) = Path(folder).iterdir()
+        lock.chmod(lock.stat().st_mode & 0o444)
+        someone = os.geteuid() or 65534  # root may write everywhere
+        os.seteuid(someone)
+        try:
+            with promotion.promoting("shop"), lock.open("rb") as other, pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.seteuid(os.getuid())

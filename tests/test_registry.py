@@ -1,6 +1,7 @@
 """A model folder goes into the registry and comes out again, and what was filed serves on its own."""
 
 import json
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from small_shop import SCHEMA, make_reader
 
+from facetclip import tracking
 from facetclip.errors import UserError
 from facetclip.model import load_model, save_model
 from facetclip.registry import DIGEST_TAG, EXAMPLE, aliases, register, resolve_model
@@ -96,6 +98,24 @@ def test_registering_without_mlflow_is_one_line_and_no_error(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
     assert register(folder, name="shop") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is not registered as 'shop'" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize("uri", ["sqlite+nothing:///shop.db", "mysql+nothing://me:secret@127.0.0.1/x", "http://[bad"])
+def test_a_store_that_cannot_be_used_ends_no_training_and_is_one_line(
+    uri: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        monkeypatch.setitem(tracking.DEFAULT_PORTS, "mysql", server.getsockname()[1])
+        assert register(folder, name="shop") is None
+        with pytest.raises(UserError, match="MLflow at"):
+            resolve_model("models:/shop@champion")
     (line,) = capsys.readouterr().err.splitlines()
     assert "is not registered as 'shop'" in line
     assert "secret" not in line

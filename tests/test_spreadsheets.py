@@ -1,11 +1,19 @@
+"""What is written for a spreadsheet is read back as it was, and what it would run is text."""
+
 import csv
 import io
+import re
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facetclip.spreadsheets import separated
+from facetclip import spreadsheets
+from facetclip.spreadsheets import FORMULA, csv_of, inert, live, separated
 
+# Those of OWASP's list (https://owasp.org/www-community/attacks/CSV_Injection).
+STARTS = ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"]
 CELL = st.text(st.sampled_from(["a", " ", ",", "\t", '"', "\r", "\n", "ü", "'"]), max_size=4)
 
 
@@ -18,3 +26,17 @@ def test_whatever_a_cell_holds_is_read_back_cell_for_cell(rows, separator):
 def test_a_carriage_return_is_quoted_and_lines_end_with_a_line_feed_alone():
     assert separated([["a\rb", "c"], ["d\r\n", ""]]) == b'"a\rb",c\n"d\r\n",\n'
     assert separated([["a", "b"]], "\t") == b"a\tb\n"
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_what_begins_like_a_formula_is_inert_and_comes_back_as_it_was(start: str) -> None:
+    assert inert(f"{start}1+1") == f"'{start}1+1"
+    assert live(inert(f"{start}1+1")) == f"{start}1+1"
+    assert f"'{start}1+1".encode() in csv_of(["item"], [[f"{start}1+1"]])
+
+
+def test_the_review_page_guards_against_the_same() -> None:
+    script = (Path(spreadsheets.__file__).parent / "review.js").read_text(encoding="utf-8")
+    guard = re.search(r"/(\^\[.+\])/\.test\(cell\)", script)
+    assert guard is not None
+    assert {chr(code) for code in range(0x10000) if re.match(guard[1], chr(code))} == set(FORMULA)

@@ -485,7 +485,7 @@ def test_goodput_counts_what_a_killed_start_lost(tmp_path: Path) -> None:
         pass
     first.store()
     stored = json.loads((tmp_path / GOODPUT).read_text())
-    progress = Progress(tmp_path, 0)
+    progress = Progress(tmp_path, 0, 1)
     progress.beat(9)
     assert progress.last.step == 9
     stored["time"] = min(stored["time"], psutil.Process().create_time()) - 10.0

@@ -248,7 +248,7 @@ def test_a_spool_that_lost_its_tail_is_sent_from_the_beginning(tmp_path: Path) -
     spool.mark_sent(end)
     assert list(spool.unsent()) == []
     os.truncate(spool.path, end - 10)
-    assert spool.recover() == {"loss": 1}
+    assert spool.recover(pytest.fail) == {"loss": 1}
     ((batch, _),) = spool.unsent()
     assert batch == points[:2]
     spool.close()
@@ -289,6 +289,29 @@ def test_a_server_that_hangs_delays_neither_start_nor_step(
     assert len((tmp_path / "run" / SPOOL).read_text().splitlines()) == 1000
     silent_server.released.set()  # type: ignore[attr-defined]  # set by the fixture
     tracker._thread.join(20)
+
+
+def test_lines_that_are_no_points_are_left_out_and_said_once(store: str, tmp_path: Path, capsys: Any) -> None:
+    garbage = b'{"key": "loss", "st\rep": 1,\n' + bytes(40) + b'\n17\n{"key": "other"}\n\xff\xfe\n'
+    first = start(tmp_path / "run")
+    first.metrics(1, {"loss": 0.5})
+    first.finish("KILLED")
+    with (tmp_path / "run" / SPOOL).open("ab") as file:
+        file.write(garbage)
+    (tmp_path / "run" / SENT).unlink()
+    again = start(tmp_path / "run")
+    again.metrics(1, {"loss": 9.0})  # done already
+    again.metrics(2, {"loss": 0.25})
+    again.finish("FINISHED")
+    assert history(store, again.run_id, "loss") == [(1, 0.5), (2, 0.25)]
+    said = capsys.readouterr().err
+    assert said.count("5 lines are no points") == 1
+    assert sync(tmp_path / "run").points == 0
+
+
+@pytest.mark.parametrize("uri", ["http://[bad", "postgresql://me:se/cret@db.lan/mlflow", "http://h:99999"])
+def test_an_address_that_is_none_is_no_place_to_reach(uri: str) -> None:
+    assert str(unreachable(uri)).startswith("not a well-formed address; ")
 
 
 def test_the_default_store_is_a_sqlite_file_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

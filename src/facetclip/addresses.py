@@ -19,7 +19,9 @@ _CREDENTIALS = re.compile(r"//.*@")
 _STRANGE = re.compile(r"[\x00-\x20\x7f\\]")
 _SAFE = "/%:=&?~+!$,;'@()*[]-._"
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_TUNNELS = tuple(map(ipaddress.ip_network, ("2002::/16", "2001::/32", "64:ff9b:1::/48", "::/96", "192.88.99.0/24")))
+# What counts as global and leads elsewhere: tunnels to an IPv4 address, and the addresses of a site (RFC 3879).
+_ASIDE = ("2002::/16", "2001::/32", "64:ff9b:1::/48", "::/96", "192.88.99.0/24", "fec0::/10")
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, _ASIDE))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -157,8 +159,8 @@ def is_public(address: str) -> bool:
     (True, False, False, False)
     """
     found = _unwrapped(address)
-    tunnelled = any(found.version == network.version and found in network for network in _TUNNELS)
-    return found.is_global and not found.is_multicast and not found.is_reserved and not tunnelled
+    aside = any(found.version == network.version and found in network for network in _NOT_PUBLIC)
+    return found.is_global and not found.is_multicast and not found.is_reserved and not aside
 
 
 def _unwrapped(address: str) -> Address:

@@ -6,7 +6,7 @@ Order, sampling and augmentation are functions of the step, so weights, optimize
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,25 @@ def check_science(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path,
             f"{folder}: cannot resume: {'; '.join(changed.values())}. Change it back, take another output.folder, "
             f"let it through with --allow {next(iter(changed))}, or start over with --fresh"
         )
+
+
+def check_state(
+    checkpoint: Checkpoint, now: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], folder: Path
+) -> None:
+    """UserError where a run cannot go on from what was stored, whatever is let through. `now`: its settings; `shapes`:
+    of the weights that it trains."""
+    then = {name: list(weight.shape) for name, weight in checkpoint.weights.items()}
+    other = [name for name in then if name in shapes and then[name] != list(shapes[name])]
+    optimizers = [science["optimizer.name"] for science in (checkpoint.science, now)]
+    if then.keys() != shapes.keys():
+        found = f"trained other weights than tuning.mode = {now['tuning.mode']!r} does"
+    elif other:
+        found = f"holds {other[0]} of {then[other[0]]}, where this run's is of {list(shapes[other[0]])}"
+    elif optimizers[0] != optimizers[1]:
+        found = "holds the state of optimizer.name = {!r}, which {!r} cannot go on from".format(*optimizers)
+    else:
+        return
+    raise UserError(f"{folder}: its checkpoint {found}; take another output.folder, or start over with --fresh")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

@@ -32,10 +32,10 @@ class Beat:
 
 
 class Progress:
-    """This process's entry."""
+    """The entry of process `rank` of so many."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        self.folder, self.rank = folder, rank
+    def __init__(self, folder: Path, rank: int, processes: int) -> None:
+        self.folder, self.rank, self.processes = folder, rank, processes
         path = folder / "progress" / f"rank-{rank:04d}"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -86,7 +86,9 @@ def _watch(progress: Progress, seconds: float, over: threading.Event) -> None:
 
 def give_up(progress: Progress, seconds: float) -> None:
     """Add the stacks of this process's threads to the file, name who is behind, and leave at once."""
-    now, all_beats = time.time(), beats(progress.folder)
+    now = time.time()
+    # An earlier launch may have had more processes; it left their entries.
+    all_beats = {rank: beat for rank, beat in beats(progress.folder).items() if rank < progress.processes}
     last = min(beat.step for beat in all_beats.values())
     behind = [f"{rank}" for rank, beat in all_beats.items() if beat.step == last]
     head = f"process {progress.rank}, step {progress.last.step}: nothing for {now - progress.last.time:.0f} s"

@@ -6,9 +6,10 @@ given again ends what was begun.
 
 import fcntl
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,21 @@ def promoting(name: str) -> Iterator[None]:
     uri = tracking_uri()
     folder = Path(uri.partition(":///")[2]).parent if uri.startswith("sqlite:///") else Path(tempfile.gettempdir())
     mark = hashlib.sha256(f"{uri}\0{name}".encode()).hexdigest()[:16]
-    with (folder / f".facetclip-promote-{mark}.lock").open("a") as lock:
+    with os.fdopen(_opened(folder / f".facetclip-promote-{mark}.lock"), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _opened(path: Path) -> int:
+    """A file to lock. Whoever came first made it, perhaps another user: then reading must do, as it does but for files
+    over a network."""
+    while True:
+        try:
+            return os.open(path, os.O_RDWR)
+        except PermissionError:
+            return os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            with suppress(FileExistsError):  # meanwhile
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+                os.fchmod(descriptor, 0o644)  # whatever the umask
+                return descriptor

@@ -41,17 +41,12 @@ def register(model_folder: Path, *, name: str, run_id: str | None = None) -> str
     None, and one line of warning, when MLflow cannot be used: a training must not end badly for that. UserError where
     an attribute's name means something else in the answers.
     """
-    uri = tracking_uri()
     reader = load_model(str(model_folder))
-    problem = unreachable(uri)
-    if problem is None:
-        connect = connector(uri)
-        try:
-            return _register(connect(), model_folder, reader, name, run_id)
-        except _mlflow_errors() as error:
-            problem = first_line(error)
-    say(f"{model_folder} is not registered as {name!r}: MLflow at {uri} cannot be used now ({problem})")
-    return None
+    try:
+        return _register(connect_registry(), model_folder, reader, name, run_id)
+    except Exception as error:  # whatever it is, the training has ended well
+        say(f"{model_folder} is not registered as {name!r}: {first_line(error)}")
+        return None
 
 
 def _register(client: Any, folder: Path, reader: AttributeReader, name: str, run_id: str | None) -> str:
@@ -188,8 +183,10 @@ def connect_registry() -> Any:
     if problem := unreachable(uri):
         raise UserError(f"MLflow at {redacted(uri)} cannot be reached ({problem}); see MLFLOW_TRACKING_URI")
     connect = connector(uri)
-    with told(f"MLflow at {uri}"):
+    try:
         return connect()
+    except Exception as error:  # a driver of a database raises what it likes, where it is there at all
+        raise UserError(f"MLflow at {redacted(uri)} cannot be used: {first_line(error)}") from error
 
 
 def _mlflow_errors() -> tuple[type[Exception], ...]:

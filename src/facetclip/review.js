@@ -180,7 +180,7 @@
 
   // A cell as CSV; what a spreadsheet would take for a formula gets an apostrophe, which facetclip apply takes off again.
   const quoted = (cell) => {
-    const inert = /^[=+\-@\t\r]/.test(cell) ? `'${cell}` : cell;
+    const inert = /^[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]/.test(cell) ? `'${cell}` : cell;
     return /[",\r\n]/.test(inert) ? `"${inert.replaceAll('"', '""')}"` : inert;
   };
   const corrections = () => {

@@ -7,10 +7,12 @@ step, timestamp in ms and value. `metrics.sent`: how many bytes of that MLflow h
 import fcntl
 import json
 import os
+import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from facetclip.errors import UserError
 from facetclip.files import write_whole
 
 RECORD, SPOOL, SENT = "mlflow_run.json", "metrics.jsonl", "metrics.sent"
+POINT = {"key", "step", "timestamp", "value"}
+_LINE = re.compile(rb"[^\n]*\n")  # a whole one
 MOST_POINTS = 1000  # what MLflow takes in one batch
 
 
@@ -86,12 +90,15 @@ class Spool:
             self._file.close()
             raise UserError(f"{folder}: another process is tracking this run; wait until it ends") from None
 
-    def recover(self) -> dict[str, int]:
-        """Cut a line that a kill left unfinished; the last step stored for each key."""
+    def recover(self, warn: Callable[[str], None]) -> dict[str, int]:
+        """Cut a line that a kill left unfinished; the last step stored for each key. `warn` is told of lines that are
+        no points, which nobody is sent."""
         content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        os.truncate(self.path, whole)
-        points = (json.loads(line) for line in content[:whole].splitlines())
+        os.truncate(self.path, content.rfind(b"\n") + 1)
+        lines = _LINE.findall(content)
+        points = _points(lines)
+        if len(points) < len(lines):
+            warn(f"{self.path}: {len(lines) - len(points)} lines are no points and are left out; was the disk damaged?")
         return {point["key"]: point["step"] for point in points}
 
     def clear(self) -> None:
@@ -122,13 +129,23 @@ class Spool:
         start = self.sent
         with self.path.open("rb") as file:
             file.seek(start)
-            lines = file.read().splitlines(keepends=True)
-        lines = [line for line in lines if line.endswith(b"\n")]
+            lines = _LINE.findall(file.read())
         for first in range(0, len(lines), MOST_POINTS):
             batch = lines[first : first + MOST_POINTS]
             start += sum(map(len, batch))
-            yield [json.loads(line) for line in batch], start
+            yield _points(batch), start
 
     def close(self) -> None:
         """Let another process have it."""
         self._file.close()
+
+
+def _points(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The points that stand in `lines`."""
+    found = []
+    for line in lines:
+        with suppress(ValueError):  # no JSON
+            point = json.loads(line)
+            if isinstance(point, dict) and point.keys() >= POINT:
+                found.append(point)
+    return found

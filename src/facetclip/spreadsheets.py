@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterable, Sequence
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how these begin
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how these begin; as in review.js
 
 
 def inert(cell: str) -> str:

@@ -64,7 +64,11 @@ def tracking_uri() -> str:
 
 def unreachable(uri: str) -> str | None:
     """Why nobody answers at `uri`, within PROBE_SECONDS or so; None where somebody does, or only MLflow can tell."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:  # whose words may be a piece of a password
+        return "not a well-formed address; in a password / is written %2F and @ %40"
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
         folder = Path(uri.partition(":///")[2] or ".").parent
@@ -72,8 +76,7 @@ def unreachable(uri: str) -> str | None:
     if scheme not in DEFAULT_PORTS or (scheme in getproxies() and not proxy_bypass(parts.hostname or "")):
         return None
     try:
-        address = (parts.hostname or "", parts.port or DEFAULT_PORTS[scheme])
-        socket.create_connection(address, timeout=PROBE_SECONDS).close()
+        socket.create_connection((parts.hostname or "", port or DEFAULT_PORTS[scheme]), timeout=PROBE_SECONDS).close()
     except (OSError, ValueError) as error:
         return str(getattr(error, "strerror", None) or error)
     return None
@@ -118,7 +121,8 @@ class Sender:
             self._find_or_create()
             self.found = True
         for points, end in self.spool.unsent():
-            self._send_points(points)
+            if points:
+                self._send_points(points)
             self.spool.mark_sent(end)
             self.total.points += len(points)
         for relative in list(self.record.artifacts):
@@ -212,7 +216,7 @@ class Tracker:
 
     def __init__(self, record: RunRecord, spool: Spool, sender: Sender) -> None:
         self._record, self._spool, self._sender = record, spool, sender
-        self._last = spool.recover()
+        self._last = spool.recover(say)
         self._noted: set[str] = set()
         self._failures = 0
         self._probed, self._tried = threading.Event(), threading.Event()
@@ -349,7 +353,7 @@ def sync(folder: Path) -> Sent:
         raise UserError(f"MLflow at {redacted(uri)} cannot be reached ({reason}); {folder} keeps what is to be sent")
     connect = connector(uri)
     spool = Spool(folder)
-    spool.recover()
+    spool.recover(say)
     if record.uri != redacted(uri):
         record.update(uri=redacted(uri), run_id=None)
     if record.status is None:

@@ -23,7 +23,7 @@ from facetclip.agreement import Agreement, Verdict
 from facetclip.alarms import EARLIEST, collapse_alarm
 from facetclip.averaging import MovingAverage
 from facetclip.batches import Inputs, PixelReader, ahead
-from facetclip.checkpoint import Checkpoint, TrainState, check_science, load_checkpoint, save_checkpoint
+from facetclip.checkpoint import Checkpoint, TrainState, check_science, check_state, load_checkpoint, save_checkpoint
 from facetclip.collectives import gather_objects, gather_whole
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
@@ -110,7 +110,7 @@ class Trainer:
         self._paced = run.checkpoint.every is None  # by what saving costs
         self._alarmed, self._loss_before = False, math.inf
         self._forget(forget)
-        self.progress = Progress(self.folder, accelerator.process_index)
+        self.progress = Progress(self.folder, accelerator.process_index, accelerator.num_processes)
         self.goodput = Goodput(self.folder, self.progress.last.time)
 
     def _forget(self, names: Collection[str]) -> None:
@@ -384,12 +384,10 @@ class Trainer:
         if checkpoint is None:
             return
         check_science(checkpoint.science, self.science, self.folder, allow)
-        trained = {name for name, weight in self.reader.named_parameters() if weight.requires_grad}
-        if trained != checkpoint.weights.keys():
-            raise UserError(
-                f"{self.folder}: its checkpoint trained other weights than tuning.mode = {self.run.tuning.mode!r} "
-                "does; take another output.folder, or start over with --fresh"
-            )
+        trained = {name: weight for name, weight in self.reader.named_parameters() if weight.requires_grad}
+        # Of a weight that ZeRO holds a piece of, `ds_shape` is that of the whole.
+        shapes = {name: getattr(weight, "ds_shape", weight.shape) for name, weight in trained.items()}
+        check_state(checkpoint, self.science, shapes, self.folder)
         self.engine.load(checkpoint.weights, checkpoint.optimizer)
         self.average.load(checkpoint.average)
         if self.accelerator.scaler and checkpoint.scaler:
