@@ -134,6 +134,14 @@ def test_a_study_of_another_run_is_refused(shop: Path) -> None:
         run_curve(run_of(shop, optimizer={"lr": 0.1}), shop / "curve", sizes=(6,), seeds=1)
 
 
+def test_a_study_goes_on_under_settings_that_no_number_depends_on(shop: Path) -> None:
+    run_curve(run_of(shop), shop / "curve", sizes=(6,), seeds=1)
+    changed = {"loading": {"threads": 3}, "watch": {"timeout": 7}, "checkpoint": {"keep": 5}, "train": {"log_every": 3}}
+    run_curve(run_of(shop, **changed), shop / "curve", sizes=(6,), seeds=1)
+    with pytest.raises(UserError, match=r"tuning\.interpolate was True, is False"):  # the test split is read after it
+        run_curve(run_of(shop, tuning={"interpolate": False}), shop / "curve", sizes=(6,), seeds=1)
+
+
 def test_a_study_of_other_labels_or_another_start_is_refused_and_not_mixed(shop: Path) -> None:
     out = shop / "captions"
     run_captions(run_of(shop), out, forms=["value"], modes=["zero_shot"], seeds=1)

@@ -36,7 +36,7 @@ from facetclip.store import cache_spec
 from facetclip.study_pictures import draw_captions, draw_curve
 from facetclip.tables import text_table
 from facetclip.tracking import Tracker
-from facetclip.trainer import Trainer
+from facetclip.trainer import Trainer, scientific
 from facetclip.tuning import FROZEN_IMAGES
 from facetclip.validation import logits_of
 
@@ -68,10 +68,9 @@ class Study:
 
     def _same_as_before(self) -> None:
         """UserError where `out` holds a study of another run or other data."""
-        sections = self.run.model_dump(mode="json", exclude={"output", "tracking", "data"})
-        now = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-        now |= {"data.digest": self.index.digest, "data.labelled": self.run.data.labelled}
+        now = scientific(self.run) | {"data.digest": self.index.digest}
         now["model.digest"] = reader_digest(start_model(self.run, self.index))
+        now["tuning.interpolate"] = self.run.tuning.interpolate  # what is measured is what a training ships
         path = self.out / "study.json"
         then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
         if changed := differences(then, now):

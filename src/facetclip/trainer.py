@@ -63,6 +63,15 @@ class TrainResult:
     step: int
 
 
+def scientific(run: RunConfig) -> dict[str, Any]:
+    """Every setting that the numbers of a training depend on, flat."""
+    sections = run.model_dump(mode="json", include=SCIENCE)
+    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {name: value for name, value in flat.items() if name not in NO_SCIENCE} | {
+        "data.labelled": run.data.labelled
+    }
+
+
 class Trainer:
     """One run on one process of many. `index`: in place of that of `data.shards`; `forget`: what goes of the run folder
     once nothing is left to be refused; `tracker` and `quiet` may be set before training."""
@@ -399,12 +408,7 @@ class Trainer:
     @property
     def science(self) -> dict[str, Any]:
         """Every setting that the numbers depend on, flat, with the digests of the start and of the data."""
-        sections = self.run.model_dump(mode="json", include=SCIENCE)
-        flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-        for name in NO_SCIENCE:
-            del flat[name]
-        digests = {"model.digest": self.start_digest, "data.digest": self.index.digest}
-        return flat | digests | {"data.labelled": self.run.data.labelled}
+        return scientific(self.run) | {"model.digest": self.start_digest, "data.digest": self.index.digest}
 
     def say(self, line: str) -> None:
         """One line on the terminal, from one process."""
