@@ -31,6 +31,7 @@ from facetclip.zero import zero_plugin
 
 ROOT = Path(__file__).parents[1]
 ENGINES = {"alone": ("ddp", 1), "ddp": ("ddp", 2)} | {name: (name, 2) for name in ("fsdp2", "zero1", "zero2", "zero3")}
+NEAR = 1e-4  # rounding, another in each engine and on each processor, grows to 1.5e-5; a wrong factor shows at once
 pytestmark = pytest.mark.xdist_group("engines")
 
 
@@ -105,7 +106,7 @@ def scores(run: RunConfig, shop: Path) -> np.ndarray:
 
 
 def run_of(shop: Path, name: str, **changes: dict[str, Any]) -> RunConfig:
-    """Of so low a rate that rounding, which is another in another engine, does not grow to a hundred-thousandth."""
+    """Of so low a rate that rounding does not grow to what `NEAR` allows."""
     return make_run(shop, output={"folder": str(shop / name)}, **{"optimizer": {"lr": 0.02}} | changes)
 
 
@@ -122,8 +123,8 @@ def test_an_engine_takes_the_steps_and_leaves_the_model_of_one_process(
 ) -> None:
     run = run_of(shop, engine)
     launch(run, engine)
-    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
-    assert np.allclose(scores(run, shop), scores(alone, shop), atol=1e-5)
+    assert losses(run) == pytest.approx(losses(alone), rel=NEAR)
+    assert np.allclose(scores(run, shop), scores(alone, shop), atol=NEAR)
 
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "alone"])
@@ -144,8 +145,8 @@ def test_a_run_may_go_on_under_another_engine(shop: Path, alone: RunConfig, firs
     run = run_of(shop, f"{first} to {then}")
     assert launch(run, first, fault="train.step:9=term@0") == [REQUEUE] * ENGINES[first][1]
     launch(run, then)
-    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
-    assert np.allclose(scores(run, shop), scores(alone, shop), atol=1e-5)
+    assert losses(run) == pytest.approx(losses(alone), rel=NEAR)
+    assert np.allclose(scores(run, shop), scores(alone, shop), atol=NEAR)
 
 
 @pytest.mark.parametrize("mode", ["last_blocks", "image_tower", "lora"])
@@ -155,8 +156,8 @@ def test_sharded_modes_learn_as_one_process_does(shop: Path, mode: str) -> None:
         run = run_of(shop, f"{mode} {engine}", tuning={"mode": mode, "blocks": 1}, train={"steps": 6})
         launch(run, engine)
         found.append((losses(run), scores(run, shop)))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    assert np.allclose(found[0][1], found[1][1], atol=1e-5)
+    assert found[0][0] == pytest.approx(found[1][0], rel=NEAR)
+    assert np.allclose(found[0][1], found[1][1], atol=NEAR)
     assert torch.tensor(found[0][1]).isfinite().all()
 
 
@@ -255,8 +256,8 @@ def test_an_update_left_out_leaves_no_trace_in_zero(shop: Path, engine: str) -> 
         run = run_of(shop, f"{engine} skip {kind}", train={"nonfinite": "skip", "steps": 8})
         assert launch(run, kind, fault="train.gradient:4=nan") == [0] * ENGINES[kind][1]
         found.append((losses(run), scores(run, shop)))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
-    assert np.allclose(found[1][1], found[0][1], atol=1e-5)
+    assert found[1][0] == pytest.approx(found[0][0], rel=NEAR)
+    assert np.allclose(found[1][1], found[0][1], atol=NEAR)
 
 
 @pytest.mark.parametrize(
@@ -337,4 +338,4 @@ def test_photos_are_contrasted_with_captions_under_every_engine(shop: Path, engi
         run = run_of(shop, f"{engine} contrast {kind}", objective={"contrastive": 0.5}, train={"steps": 4})
         launch(run, kind)
         found.append(losses(run))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[1] == pytest.approx(found[0], rel=NEAR)
