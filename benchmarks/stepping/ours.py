@@ -47,6 +47,9 @@ class Portioned(Trainer):
         self.between()
         return self.state.step >= self.limit
 
+    def save(self) -> None:
+        """Nothing: steps are measured, and the loop saves where it stops."""
+
     def go_on(self, steps: int) -> None:
         self.limit = self.state.step + steps
         with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
