@@ -135,7 +135,7 @@ def check_state(
     """UserError where a run cannot go on from what was stored, whatever is let through. `now`: its settings; `shapes`:
     of the weights that it trains."""
     then = {name: list(weight.shape) for name, weight in checkpoint.weights.items()}
-    other = [name for name in then if name in shapes and then[name] != list(shapes[name])]
+    other = sorted(name for name in then if name in shapes and then[name] != list(shapes[name]))
     optimizers = [science["optimizer.name"] for science in (checkpoint.science, now)]
     if then.keys() != shapes.keys():
         found = f"trained other weights than tuning.mode = {now['tuning.mode']!r} does"
