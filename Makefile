@@ -35,7 +35,7 @@ test: setup  ## lint, format, types and all quick tests
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n $(WORKERS) --dist loadgroup --timeout 300 -m 'not nightly'
 
 nightly: setup  ## the long tests
-	.venv/bin/pytest --timeout 3600 -m nightly
+	OMP_NUM_THREADS=1 .venv/bin/pytest --timeout 3600 -m nightly
 
 lock:  ## write constraints.txt anew from the newest versions that fit pyproject.toml
 	$(PYTHON) -m venv --clear .venv
