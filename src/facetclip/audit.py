@@ -78,9 +78,7 @@ def audit(shards: Path | str, out: Path, spec: AuditSpec) -> Audited | None:
     if not accelerator.is_main_process:
         return None
     logits = probed(features, labels, schema, folds, seed=spec.seed)
-    if tuned:
-        logits = {name: (each + tuned[name]) / 2 for name, each in logits.items()}
-    found = doubts(logits, labels, schema)
+    found = doubts(_averaged(logits, tuned) if tuned else logits, labels, schema)
     ranked = _ranked(index, found)[: spec.most]
     cells = {name: int((labels[name] >= 0).sum()) for name in found}
     wrong = {name: each.share for name, each in found.items()}
@@ -92,6 +90,10 @@ def audit(shards: Path | str, out: Path, spec: AuditSpec) -> Audited | None:
     write_flags(flags, out / FLAGS)
     write_suggestions(Suggestions(title, str(index.store), index.digest, schema, queue, facts), out)
     return Audited(out, cells, wrong, len(queue), flags)
+
+
+def _averaged(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: (logits + other[name]) / 2 for name, logits in one.items()}
 
 
 def fine_tuned(

@@ -130,8 +130,8 @@ def extract(
     """Read `source` with `model` (a folder, a hub id, `starter`) into `out`, a folder or URL; all call it.
 
     The same command continues an interrupted run, reads again where photos were replaced, and ends with the same bytes.
-    `progress` is told (parts, parts in all)
-    of this process. None on every process but the first. UserError when `out` answers another request.
+    `progress` is told (parts, parts in all) of this process. None on every process but the first. UserError when `out`
+    answers another request.
     """
     if min(batch_size, part_size) < 1:
         raise UserError(f"batch and part size: expected at least 1, found {batch_size} and {part_size}")

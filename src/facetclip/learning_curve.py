@@ -289,12 +289,17 @@ def _needed(own: Sequence[Point], metric: Metric, law: PowerLaw, target: float) 
     found, limit, ends = law.items_for(target), FARTHEST * sizes.max(), [math.inf, math.inf]
     if len(seeds) > 1:
         low, high = _between(sizes, scores, seed_of, target)
-        ends = [min(low, found), max(high, found)]
-        if found <= limit:
-            # Resampling few seeds gives too narrow an interval: widened as t and the unbiased variance would.
-            wider = _t_quantile(len(seeds) - 1) / Z * math.sqrt(len(seeds) / (len(seeds) - 1))
-            ends = [max(1.0, found * (end / found) ** wider) if end <= limit else math.inf for end in ends]
+        # Resampling few seeds gives too narrow an interval: widened as t and the unbiased variance would.
+        wider = _t_quantile(len(seeds) - 1) / Z * math.sqrt(len(seeds) / (len(seeds) - 1))
+        ends = [_widened(found, end, wider, limit) for end in (min(low, found), max(high, found))]
     return tuple(math.ceil(size - 1e-9) if size <= limit else None for size in (found, *ends))
+
+
+def _widened(found: float, end: float, times: float, limit: float) -> float:
+    """The end of an interval so many times as far from `found`, in the logarithm; infinite beyond `limit`."""
+    if found > limit:
+        return end
+    return max(1.0, found * (end / found) ** times) if end <= limit else math.inf
 
 
 def _between(sizes: np.ndarray, scores: np.ndarray, seed_of: np.ndarray, target: float) -> tuple[float, float]:

@@ -38,8 +38,7 @@ def register(model_folder: Path, *, name: str, run_id: str | None = None) -> str
     """File a model folder as a new version of `name`, with the alias `challenger`; returns the version.
 
     What is filed serves on its own: safetensors, the code that reads them, pinned requirements, signature and example.
-    None, and one line of warning, when MLflow cannot be used: a training must not end badly for that. UserError where
-    an attribute's name means something else in the answers.
+    None, and one line of warning, when that cannot be done: a training must not end badly for it.
     """
     reader = load_model(str(model_folder))
     try:

@@ -81,11 +81,8 @@ def plan_epoch(
     order = order[np.argsort(_narrow(key[order]), kind="stable")]
     kinds = _runs(key[order])
     draws = steps * spec.batch
-    if natural:
-        expected = np.full(len(kinds), draws / len(useful))
-    else:
-        first = order[np.cumsum(kinds) - kinds]
-        expected = expected_draws([code[first] for code in codes], kinds, draws, spec, seed=seed)
+    first = order[np.cumsum(kinds) - kinds]
+    expected = expected_draws([code[first] for code in codes], kinds, draws, spec, seed=seed)
     offset = (_stream(seed, 0, OFFSET).random() + epoch * GOLDEN) % 1
     counts, kind = np.empty(len(order), dtype=np.int32), np.empty(len(order), dtype=np.int32)
     counts[order] = systematic_counts(np.repeat(expected, kinds), draws, offset)
@@ -187,12 +184,14 @@ def expected_draws(
     An item's is the product of one factor for each of its values, cut off at the cap; the factors are those at which
     each attribute's labelled draws are spread as the strategy asks, as far as the others and the cap allow. Of many
     kinds a sample settles the factors, and a few rounds over all of them what the sample got wrong. `codes`: per
-    attribute [kinds], 0 where unlabelled; `sizes` [kinds]: the items with these labels.
+    attribute [kinds], 0 where unlabelled; `sizes` [kinds]: the items with these labels. With `natural` all alike.
     """
     ends, cap = np.cumsum(sizes), float(spec.max_repeats)
     items, many = int(ends[-1]), len(sizes) > 2 * SAMPLE
-    shares = [_shares(np.bincount(code, sizes)[1:], spec.strategy) for code in codes]
     weight = np.full(len(sizes), draws / items)
+    if spec.strategy == "natural":
+        return weight
+    shares = [_shares(np.bincount(code, sizes)[1:], spec.strategy) for code in codes]
     if many:
         sample = np.searchsorted(ends, _stream(seed, 0, FIT).integers(0, items, SAMPLE), side="right")
         sampled = [code[sample].astype(np.intp) for code in codes]

@@ -199,17 +199,20 @@ def _pack_missing(build: Build, progress: Progress | None) -> int:
     return reused
 
 
+def _shown(image: object) -> str:
+    return image[:LONGEST_SHOWN] if isinstance(image, str) else ""
+
+
 def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
     """Write quarantine.csv; UserError with the top reasons when more than `max_bad` of the rows are in it.
 
     An update that is refused leaves that of the finished folder alone, which says what that lacks.
     """
     bad = [entry for part in parts for entry in part.bad]
-    rows = []
-    for place, code, message in bad:
-        image = build.rows.images[place].as_py()
-        shown = image[:LONGEST_SHOWN] if isinstance(image, str) else ""
-        rows.append([catalog.row_number(place), build.rows.items[place].as_py(), shown, code, message])
+    rows = [
+        [catalog.row_number(place), build.rows.items[place].as_py(), _shown(build.rows.images[place].as_py()), *why]
+        for place, *why in bad
+    ]
     refused = len(bad) > build.most_bad
     path = build.spec.out / (REFUSED if refused and build.kept is not None else QUARANTINE)
     write_whole(path, csv_of(["row", "item", "image", "code", "message"], rows))
