@@ -14,7 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,14 @@ import torch
 from benchmarks.measuring import environment, wall_seconds, write_result
 from benchmarks.probe import B32, shards_of
 from benchmarks.quality.catalogs import GARMENTS_SCHEMA
+from benchmarks.stepping.ours import Portioned
 
 from facetclip.augmentation import augment
 from facetclip.config import RunConfig, validated
-from facetclip.interruption import listening
 from facetclip.launch import make_accelerator
 from facetclip.losses import attribute_losses
 from facetclip.model import load_model, save_model
 from facetclip.optimizers import build_optimizer
-from facetclip.progress import watched
 from facetclip.schema import read_schema
 from facetclip.scratch import new_model
 from facetclip.tracking import Tracker
@@ -41,32 +40,18 @@ BATCH = 64
 STEPS = 20  # a measurement
 
 
-class Portioned(Trainer):
-    """A trainer whose loop stops after so many steps, and goes on when it is called again.
-
-    Between two steps it calls `between`, whose time is not its own.
-    """
-
-    limit = 0
-    between: Callable[[], object] = staticmethod(lambda: None)
+class Timed(Portioned):
+    """One that keeps when its last step ended and the next began: the time of `between` is not its own."""
 
     @property
     def patience_is_over(self) -> bool:
         self.ended = time.perf_counter()
-        self.between()
+        over = super().patience_is_over
         self.begun = time.perf_counter()
-        return self.state.step >= self.limit
-
-    def save(self) -> None:
-        """Nothing: steps are measured, and the loop saves where it stops."""
-
-    def go_on(self, steps: int) -> None:
-        self.limit = self.state.step + steps
-        with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
-            self._loop()
+        return over
 
 
-def trainer_of(folder: Path, shards: Path, start: str, **train: Any) -> Portioned:
+def trainer_of(folder: Path, shards: Path, start: str, **train: Any) -> Timed:
     sections: dict[str, Any] = {
         "data": {"shards": str(shards)},
         "model": {"start": start},
@@ -74,7 +59,7 @@ def trainer_of(folder: Path, shards: Path, start: str, **train: Any) -> Portione
         "output": {"folder": str(folder / f"run-{Path(start).name}-{len(train)}")},
     }
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = Portioned(validated(RunConfig, sections, "benchmark"), make_accelerator())
+        trainer = Timed(validated(RunConfig, sections, "benchmark"), make_accelerator())
     trainer.quiet = True
     return trainer
 

@@ -67,18 +67,8 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
 def _train(
     run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: bool, allow: Collection[str]
 ) -> RunOutcome:
-    main = accelerator.is_main_process
-    remove(folder / MARKER)
-    if fresh:
-        _check_start(run, folder)
-    trainer = Trainer(run, accelerator, forget=MADE if fresh else ())
-    if main:
-        count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
-    _resume(trainer, allow)
-    if main:
-        trainer.tracker = start_tracker(trainer.run, folder)
-    tracker = trainer.tracker
-    status = "FAILED"
+    trainer = _begun(run, accelerator, folder, fresh=fresh, allow=allow)
+    main, tracker, status = accelerator.is_main_process, trainer.tracker, "FAILED"
     try:
         result, judgement = _to_the_end(trainer)
         version = file_results(trainer, judgement, tracker) if tracker and judgement else None
@@ -99,6 +89,20 @@ def _train(
             tracker.metrics(trainer.state.step, trainer.goodput.values)
             tracker.finish(status)
     return RunOutcome(folder / "model", result, version)
+
+
+def _begun(run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: bool, allow: Collection[str]) -> Trainer:
+    """The trainer where the run folder stopped, tracked by the first process."""
+    remove(folder / MARKER)
+    if fresh:
+        _check_start(run, folder)
+    trainer = Trainer(run, accelerator, forget=MADE if fresh else ())
+    if accelerator.is_main_process:
+        count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
+    _resume(trainer, allow)
+    if accelerator.is_main_process:
+        trainer.tracker = start_tracker(trainer.run, folder)
+    return trainer
 
 
 def _resume(trainer: Trainer, allow: Collection[str]) -> None:
