@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from measuring import environment, write_result
 
-from facetclip.sampling import SamplingSpec, plan_epoch, plan_mix
+from facetclip.mix import plan_mix
+from facetclip.sampling import SamplingSpec, plan_epoch
 
 SPEC = SamplingSpec(batch=4096, max_repeats=100)  # so that the data does not forbid balance
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from facetclip.catalog import Catalog, encode_labels, read_catalog
+from facetclip.catalog import Catalog, read_catalog
 from facetclip.errors import UserError
 from facetclip.images import encode_jpeg
+from facetclip.labels import encode_labels
 from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Schema
 
 FACTS = {

@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from small_shop import SCHEMA
 
-from facetclip.catalog import encode_labels, read_catalog
+from facetclip.catalog import read_catalog
 from facetclip.corrections import Applied, apply_corrections
 from facetclip.errors import UserError
+from facetclip.labels import encode_labels
 from facetclip.schema import Schema
 
 HEADER = "item_id,attribute,listed,suggested,verdict,value\n"

@@ -13,11 +13,11 @@ from small_shop import SCHEMA, SCHEMA_TOML, make_labels, make_reader, make_shard
 
 from facetclip import extract as extraction
 from facetclip import faults, outputs
-from facetclip.catalog import listed_text
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.extract import FromCatalog, FromShards, extract
 from facetclip.index import ShardIndex
+from facetclip.labels import listed_text
 from facetclip.model import load_model, save_model
 from facetclip.schema import UNLABELLED, Schema
 from facetclip.scores import score_rows

@@ -4,9 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from facetclip.catalog import encode_labels, read_catalog
+from facetclip.catalog import read_catalog
 from facetclip.errors import UserError
 from facetclip.infer import infer_schema
+from facetclip.labels import encode_labels
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.schema import UNKNOWN_VALUE, Schema, read_schema
 

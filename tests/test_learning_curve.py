@@ -17,7 +17,6 @@ from facetclip.learning_curve import (
     captions_table,
     curve_json,
     curve_table,
-    fit_power_law,
     forecast,
     law_of,
     levels,
@@ -25,6 +24,7 @@ from facetclip.learning_curve import (
     rounded_up,
     spread,
 )
+from facetclip.power_law import fit_power_law
 from facetclip.tables import text_table
 
 SIZES = (10, 20, 40, 60, 100, 200, 437)

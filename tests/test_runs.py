@@ -1,15 +1,22 @@
 """A launch of a run: what it refuses, and what it leaves of the launch before."""
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_shop import make_reader, make_shards
 from test_trainer import make_run
 
+from facetclip import faults
+from facetclip.attempts import MOST
+from facetclip.cli import main
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
-from facetclip.model import save_model
+from facetclip.interruption import MARKER, REQUEUE, Interrupted
+from facetclip.model import load_model, save_model
 from facetclip.runs import run_training
 from facetclip.tracking import connector
 from facetclip.trainer import Trainer
@@ -108,3 +115,38 @@ def test_a_refused_start_is_no_run_in_mlflow(shop: Path, store: str) -> None:
     client = connector(store)()
     found = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert [each.info.status for each in found] == ["FINISHED"]
+
+
+@pytest.mark.parametrize("place", ["run.begun", "run.trained"])
+def test_a_signal_before_the_first_step_or_after_the_last_ends_the_run_and_loses_nothing(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    run, folder = run_of(shop), shop / "run"
+    monkeypatch.setenv("FACETCLIP_FAULT", f"{place}:1=term")
+    for _ in range(MOST + 1):  # however often: it is no death of the run
+        monkeypatch.setattr(faults, "_reached", Counter())
+        with pytest.raises(Interrupted) as stop:
+            run_training(run)
+        assert (folder / MARKER).read_text() == f"{stop.value}\n"
+        assert not (folder / "model").exists()
+    assert sorted((folder / "checkpoints").glob("step-*")) == ([] if place == "run.begun" else [folder / OLD[2][:-14]])
+    monkeypatch.setenv("FACETCLIP_FAULT", "")
+    interrupted = run_training(run)
+    assert not (folder / MARKER).exists()
+    weights = load_model(str(interrupted.model)).state_dict()
+    plain = load_model(str(run_training(run, fresh=True).model)).state_dict()
+    assert all(torch.equal(weight, plain[name]) for name, weight in weights.items())
+
+
+def test_the_command_says_after_a_signal_that_it_goes_on(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = run_of(shop).model_dump(mode="json", exclude_none=True)
+    lines = [
+        f"{section}.{key} = {json.dumps(each)}\n" for section, keys in sections.items() for key, each in keys.items()
+    ]
+    (shop / "run.toml").write_text("".join(lines))
+    monkeypatch.setenv("FACETCLIP_FAULT", "run.begun:1=usr1")
+    monkeypatch.setattr(faults, "_reached", Counter())
+    assert main(["train", str(shop / "run.toml")]) == REQUEUE
+    assert capsys.readouterr().err.endswith("facetclip train: interrupted; the same command goes on from there\n")

@@ -7,16 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facetclip.errors import UserError
-from facetclip.sampling import (
-    Mix,
-    SamplingSpec,
-    describe_mix,
-    expected_draws,
-    labelled_subset,
-    plan_epoch,
-    plan_mix,
-    systematic_counts,
-)
+from facetclip.mix import Mix, describe_mix, plan_mix
+from facetclip.sampling import SamplingSpec, expected_draws, labelled_subset, plan_epoch, systematic_counts
 
 
 def skewed(count: int, values: int, *, seed: int, gaps: float = 0.0) -> np.ndarray:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facetclip.catalog import Catalog, encode_labels
+from facetclip.catalog import Catalog
 from facetclip.errors import UserError
+from facetclip.labels import encode_labels
 from facetclip.schema import Schema
 from facetclip.splits import FEWEST_PRODUCTS, SPLITS, Gap, Shares, assign_splits, coverage_gaps, parse_shares, split_of
 

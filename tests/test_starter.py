@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from facetclip.catalog import encode_labels, read_catalog
+from facetclip.catalog import read_catalog
+from facetclip.labels import encode_labels
 from facetclip.model import STARTER, AttributeReader, load_model
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.squares import square_planes

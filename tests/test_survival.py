@@ -21,6 +21,7 @@ from small_shop import make_shards
 from test_trainer import make_run
 
 import facetclip.agreement as agreement_module
+import facetclip.checkpoint as checkpoint_module
 import facetclip.trainer as trainer_module
 import facetclip.validation as validation_module
 from facetclip.attempts import count_attempt
@@ -471,7 +472,7 @@ def test_checkpoints_by_minutes(shop: Path) -> None:
 
 def test_without_an_interval_saving_takes_little_of_the_time(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for share, saves in ((1e9, [3, 6, 9, 12]), (1e-9, [3, 12])):
-        monkeypatch.setattr(trainer_module, "SAVING", share)
+        monkeypatch.setattr(checkpoint_module, "SAVING", share)
         run = run_of(shop, f"paced {share}", checkpoint={"every": None, "keep": 100}, validation={"every": 3})
         assert launch(run, 2).codes == [0, 0]
         found = sorted((Path(run.output.folder) / "checkpoints").glob("step-*"))

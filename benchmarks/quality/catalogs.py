@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facetclip.catalog import encode_labels, read_catalog
+from facetclip.catalog import read_catalog
 from facetclip.index import INDEX_NAME, ShardIndex, open_index
+from facetclip.labels import encode_labels
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.schema import Schema, read_schema
 from facetclip.shards import ShardSpec, build_shards

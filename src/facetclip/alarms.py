@@ -1,5 +1,6 @@
 """Signs that a training has gone wrong, and what to change. Plain numbers in, words out."""
 
+import math
 from typing import Any
 
 GUESS = 0.98  # of the loss of a model that knows nothing
@@ -30,6 +31,23 @@ def collapse_alarm(loss: float, before: float, chance: float, likeness: float) -
             "never fell, lower it if it fell before, and look at the labels with facetclip check"
         )
     return None
+
+
+class CollapseAlarm:
+    """`collapse_alarm` over the lines of a log: from the `begun`-th step and `EARLIEST` more on, and once."""
+
+    def __init__(self, begun: int, chance: float) -> None:
+        self._from, self._chance = begun + EARLIEST, chance
+        self._before, self._given = math.inf, False
+
+    def at(self, step: int, loss: float, likeness: float) -> str | None:
+        """What is wrong by this line, if anything is and nothing was said yet."""
+        before, self._before = self._before, loss
+        if step < self._from or self._given:
+            return None
+        alarm = collapse_alarm(loss, before, self._chance, likeness)
+        self._given = alarm is not None
+        return alarm
 
 
 def mean_cosine(summed_norm_squared: Any, photos: int) -> Any:

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 
 from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration
-from facetclip.catalog import labels_of, listed_text
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.index import ShardIndex, open_index
+from facetclip.labels import labels_of, listed_text
 from facetclip.launch import make_accelerator
 from facetclip.metrics import listed_values
 from facetclip.model import AttributeReader, load_model

@@ -6,6 +6,7 @@ Order, sampling and augmentation are functions of the step, so weights, optimize
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,10 +15,15 @@ from typing import Any
 from torch import Tensor
 
 from facetclip import faults
+from facetclip.config import Checkpoints, RunConfig
 from facetclip.errors import UserError
 from facetclip.files import replace_folder, write_whole
+from facetclip.schedule import due
 
 MANIFEST = "manifest.json"
+SAVING = 0.02  # of the time, at most, goes into checkpoints whose interval is ours to choose
+SCIENCE = {"model", "prompts", "train", "tuning", "objective", "optimizer", "sampling", "augment", "validation"}
+NO_SCIENCE = ("train.log_every", "train.recompute", "train.compile", "tuning.interpolate")
 
 
 @dataclass
@@ -75,6 +81,28 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     return target
 
 
+class SaveClock:
+    """When to save by this process's clock. `free`: to save no more often than every `every` steps, and only when that
+    takes little of the time."""
+
+    def __init__(self, spec: Checkpoints, last: int, *, free: bool) -> None:
+        self.spec, self.last, self.free = spec, last, free
+        self._saved, self._took = time.monotonic(), 0.0
+
+    def saved(self, began: float) -> None:
+        """A save is done that began at `began`, in seconds of `time.monotonic`."""
+        self._saved = time.monotonic()
+        self._took = self._saved - began
+
+    def overdue(self, step: int) -> bool:
+        """Whether to save after `step`: the last save is `minutes` ago or, where free to choose, far enough back for
+        saving to take little of the time."""
+        waited = time.monotonic() - self._saved
+        if self.spec.minutes is not None and waited >= 60 * self.spec.minutes:
+            return True
+        return self.free and due(step, self.spec.every or self.last, last=self.last) and waited * SAVING >= self._took
+
+
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
@@ -117,6 +145,15 @@ def _verified(path: Path) -> dict[str, bytes] | None:
         return None
     whole = all(_digest(contents[name]) == digest for name, digest in manifest.items())
     return contents if whole and contents else None
+
+
+def scientific(run: RunConfig) -> dict[str, Any]:
+    """Every setting that the numbers of a training depend on, flat."""
+    sections = run.model_dump(mode="json", include=SCIENCE)
+    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {name: value for name, value in flat.items() if name not in NO_SCIENCE} | {
+        "data.labelled": run.data.labelled
+    }
 
 
 def check_science(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path, allow: Collection[str] = ()) -> None:

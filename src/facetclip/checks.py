@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from facetclip.addresses import is_url
-from facetclip.catalog import Catalog, encode_labels
+from facetclip.catalog import Catalog
 from facetclip.config import closest
 from facetclip.downloads import FetchSpec, download_all, judged
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.images import BadImage, load, verdict
+from facetclip.labels import encode_labels
 from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, spelling
 from facetclip.splits import SPLITS, WORDS, Gap, Shares, assign_splits, coverage_gaps
 from facetclip.spreadsheets import csv_of

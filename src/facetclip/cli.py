@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from facetclip import __version__
 from facetclip.arguments import Parser
 from facetclip.errors import OwnMistake, UserError, redacted
+from facetclip.interruption import REQUEUE, Interrupted
 
 # Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those
 # that train and read take seconds to import.
@@ -42,7 +43,8 @@ OF_A_PATH += (errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when all went well, 1 when the answer is no, 2 for a mistake of the user's."""
+    """Run one verb; 0 when all went well, 1 when the answer is no, 2 for a mistake of the user's, REQUEUE when a signal
+    ended it."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help") or words[0] not in VERBS:
         return _overview(words)
@@ -60,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(parser.parse_intermixed_args(words[1:]))  # overrides may stand before or after options
     except UserError as error:
         return _refused(verb, str(error), own=isinstance(error, OwnMistake))
+    except Interrupted as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"facetclip {verb}: {stop}", file=sys.stderr, flush=True)
+        return REQUEUE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

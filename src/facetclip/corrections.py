@@ -13,19 +13,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from facetclip.catalog import (
-    JSON_LINES,
-    SEPARATORS,
-    Catalog,
-    encode_labels,
-    listed_text,
-    read_catalog,
-    text_of,
-    with_cells,
-)
+from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, read_catalog, text_of, with_cells
 from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
+from facetclip.labels import encode_labels, listed_text
 from facetclip.schema import Attribute, Schema
 from facetclip.spreadsheets import csv_of, separated
 from facetclip.suggestions import Correction, read_corrections

@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 import torch
 
 from facetclip import faults
-from facetclip.catalog import Catalog, listed_text
+from facetclip.catalog import Catalog
 from facetclip.collectives import close_at_exit
 from facetclip.errors import UserError
 from facetclip.images import BadImage, verdict
+from facetclip.labels import listed_text
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output
 from facetclip.remote import Absent

@@ -21,8 +21,9 @@ from facetclip.errors import UserError
 from facetclip.index import ShardIndex
 from facetclip.losses import AttributeObjective
 from facetclip.metrics import listed_values
+from facetclip.mix import describe_mix, plan_mix
 from facetclip.model import AttributeReader
-from facetclip.sampling import SamplingSpec, describe_mix, labelled_subset, plan_epoch, plan_mix
+from facetclip.sampling import SamplingSpec, labelled_subset, plan_epoch
 from facetclip.schema import Attribute
 from facetclip.store import CachedShards
 

@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 
 from facetclip.abstention import Cutoff, cutoff, shipped_answers
 from facetclip.calibration import Calibration
-from facetclip.catalog import Catalog, encode_cells, labels_of, listed_text, read_catalog, with_cells
+from facetclip.catalog import Catalog, read_catalog, with_cells
 from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
+from facetclip.labels import encode_cells, labels_of, listed_text
 from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output, parted, written_before

@@ -1,8 +1,9 @@
-"""Signals that ask for an end: SIGTERM and SIGUSR1 set a flag that the training looks at between two steps.
+"""Signals that ask for an end: SIGTERM and SIGUSR1.
 
-A scheduler sends one of them some time before it kills. The processes of a launch get theirs at different moments, or
-one of them alone, so the flag is only a wish: the trainer lets all agree on one step, saves there and leaves with
-REQUEUE. A process that cannot come to its next step, since another is gone, ends by itself after GRACE seconds.
+A scheduler sends one of them some time before it kills. Between two steps they are wishes: the processes of a launch
+get theirs at different moments, or one of them alone, so the trainer lets all agree on one step, saves there and leaves
+with REQUEUE. Before the first step and after the last all that is done lies in files: there they end a process at once.
+Either way, one that has not come to an end GRACE seconds later, since another is gone, is ended by itself.
 """
 
 import os
@@ -18,27 +19,35 @@ GRACE = 60.0
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Interrupted(Exception):
-    """All processes have saved at `step`, since a signal asked for it."""
+class Interrupted(BaseException):
+    """A signal asked for an end. `step`: at which all processes have saved for it; None before and after the steps.
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted and saved at step {step}; the same command goes on from there")
+    No Exception, since it may come anywhere, and whoever outlives any of those must not outlive this.
+    """
+
+    def __init__(self, step: int | None = None) -> None:
+        saved = f" and saved at step {step}" if step is not None else ""
+        super().__init__(f"interrupted{saved}; the same command goes on from there")
         self.step = step
 
 
 class Interruption:
     """Whether this process was asked to end."""
 
-    wanted = False
-    _last_resort: threading.Timer | None = None
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.wanted, self._at_once = False, at_once
+        self._last_resort: threading.Timer | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the wish; what comes after the first changes nothing."""
-        if not self.wanted:
-            self.wanted = True
-            self._last_resort = threading.Timer(float(os.environ.get("FACETCLIP_GRACE", GRACE)), os._exit, [REQUEUE])
-            self._last_resort.daemon = True
-            self._last_resort.start()
+        """Note the wish, or obey; what comes after the first changes nothing."""
+        if self.wanted:
+            return
+        self.wanted = True
+        self._last_resort = threading.Timer(float(os.environ.get("FACETCLIP_GRACE", GRACE)), os._exit, [REQUEUE])
+        self._last_resort.daemon = True
+        self._last_resort.start()
+        if self._at_once:
+            raise Interrupted
 
     def forget(self) -> None:
         """The wish was met."""
@@ -47,9 +56,10 @@ class Interruption:
 
 
 @contextmanager
-def listening() -> Iterator[Interruption]:
-    """Signals become wishes inside the block; in a thread other than the main one nothing is listened to."""
-    interruption = Interruption()
+def listening(*, at_once: bool = False) -> Iterator[Interruption]:
+    """Signals become wishes inside the block, or with `at_once` Interrupted; a block within it may say otherwise. In a
+    thread other than the main one nothing is listened to."""
+    interruption = Interruption(at_once=at_once)
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return

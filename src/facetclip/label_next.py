@@ -13,10 +13,10 @@ import torch
 
 from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration, probabilities
-from facetclip.catalog import labels_of, listed_text
 from facetclip.errors import UserError
 from facetclip.features import feature_reader
 from facetclip.index import ShardIndex, open_index
+from facetclip.labels import labels_of, listed_text
 from facetclip.launch import make_accelerator
 from facetclip.metrics import read_values
 from facetclip.model import AttributeReader

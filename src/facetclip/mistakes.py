@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from facetclip.abstention import answers
-from facetclip.catalog import labels_of, listed_text
 from facetclip.images import BadImage
 from facetclip.index import ShardIndex
+from facetclip.labels import labels_of, listed_text
 from facetclip.metrics import listed_values
 from facetclip.pictures import thumbnail
 from facetclip.report import Mistake

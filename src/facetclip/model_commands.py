@@ -13,7 +13,6 @@ from facetclip.errors import UserError, redacted
 from facetclip.evaluate import Beside, Cut, evaluate, examiner
 from facetclip.extract import PART_SIZE, QUARANTINE, extract
 from facetclip.filling import FillSpec, fill
-from facetclip.interruption import REQUEUE, Interrupted
 from facetclip.model import load_model
 from facetclip.onnx_export import INPUT, NAME, export_onnx
 from facetclip.policy import Policy
@@ -45,13 +44,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Train; the same command goes on where it was stopped. REQUEUE when a signal ended it."""
-    try:
-        run_training(read_run(args.run, args.overrides), fresh=args.fresh, allow=args.allow)
-    except Interrupted as stop:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"facetclip: {stop}", file=sys.stderr, flush=True)
-        return REQUEUE
+    """Train; the same command goes on where it was stopped."""
+    run_training(read_run(args.run, args.overrides), fresh=args.fresh, allow=args.allow)
     return 0
 
 

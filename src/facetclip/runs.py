@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from facetclip import faults
 from facetclip.attempts import RECORD as ATTEMPTS
 from facetclip.attempts import count_attempt
 from facetclip.config import RunConfig
@@ -15,7 +16,7 @@ from facetclip.evaluate import evaluate
 from facetclip.files import remove, write_whole
 from facetclip.finishing import finish_model
 from facetclip.goodput import RECORD as GOODPUT
-from facetclip.interruption import MARKER, Interrupted
+from facetclip.interruption import MARKER, Interrupted, listening
 from facetclip.launch import make_accelerator
 from facetclip.lease import RunLease
 from facetclip.model import CARD, load_model
@@ -56,7 +57,12 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
     folder = Path(run.output.folder)
     lease = RunLease(folder) if accelerator.is_main_process else None
     try:
-        outcome = _train(run, accelerator, folder, fresh=fresh, allow=allow)
+        with listening(at_once=True):
+            outcome = _train(run, accelerator, folder, fresh=fresh, allow=allow)
+    except Interrupted as stop:
+        if lease:
+            write_whole(folder / MARKER, f"{stop}\n".encode())
+        raise
     finally:
         if lease:
             lease.release()
@@ -73,12 +79,7 @@ def _train(
         result, judgement = _to_the_end(trainer)
         version = file_results(trainer, judgement, tracker) if tracker and judgement else None
         status = "FINISHED"
-    except Interrupted as stop:
-        status = "KILLED"
-        if main:
-            write_whole(folder / MARKER, f"{stop}\n".encode())
-        raise
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         status = "KILLED"
         raise
     finally:
@@ -99,21 +100,16 @@ def _begun(run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: boo
     trainer = Trainer(run, accelerator, forget=MADE if fresh else ())
     if accelerator.is_main_process:
         count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
-    _resume(trainer, allow)
-    if accelerator.is_main_process:
-        trainer.tracker = start_tracker(trainer.run, folder)
-    return trainer
-
-
-def _resume(trainer: Trainer, allow: Collection[str]) -> None:
-    """Go on where the run folder stopped. A start that is refused is a mistake, which the next one makes good; it is no
-    death of the run."""
     try:
+        faults.reach("run.begun")
         trainer.resume(allow)
-    except (UserError, KeyboardInterrupt):
-        if trainer.accelerator.is_main_process:
+        if accelerator.is_main_process:
+            trainer.tracker = start_tracker(trainer.run, folder)
+    except (UserError, Interrupted, KeyboardInterrupt):
+        if accelerator.is_main_process:  # a mistake that the next start makes good, or a wish: no death of the run
             trainer.goodput.store(ended=True)
         raise
+    return trainer
 
 
 def _check_start(run: RunConfig, folder: Path) -> None:
@@ -137,6 +133,7 @@ def fit(trainer: Trainer, allow: Collection[str] = ()) -> tuple[TrainResult, Jud
 
 def _to_the_end(trainer: Trainer) -> tuple[TrainResult, Judgement | None]:
     result = trainer.train()
+    faults.reach("run.trained")
     judgement, run, index = None, trainer.run, trainer.index
     if trainer.accelerator.is_main_process:
         model, device = trainer.folder / "model", trainer.accelerator.device

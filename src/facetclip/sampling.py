@@ -10,9 +10,8 @@
    views of one product that met in a batch change places with draws of the same label.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -30,7 +29,6 @@ FARTHEST = 1e4  # times the cap: where others at their cap leave a value short, 
 MOST_CODES = 1 << 12  # of an attribute; labels above (bit masks) are numbered anew
 GOLDEN = (5**0.5 - 1) / 2
 TRIES = 48  # places with which a view that met another of its product may change
-SHORT = 0.9  # of its share: below, and by a whole draw at least, a value is reported
 ORDER, OFFSET, DEAL, BATCH, PLACE, SUBSET, FIT, WINDOW = range(8)  # what a random stream decides
 
 
@@ -77,7 +75,8 @@ def plan_epoch(
     codes = [_codes(column) for column in balanced]
     key = _sort_key([*codes, *map(_codes, others)])
     product = _numbered(products[useful])
-    order = _shuffled(product, _stream(seed, 0, ORDER))
+    views = _views(product)
+    order = _shuffled(*views, _stream(seed, 0, ORDER))
     order = order[np.argsort(_narrow(key[order]), kind="stable")]
     kinds = _runs(key[order])
     draws = steps * spec.batch
@@ -87,7 +86,7 @@ def plan_epoch(
     counts, kind = np.empty(len(order), dtype=np.int32), np.empty(len(order), dtype=np.int32)
     counts[order] = systematic_counts(np.repeat(expected, kinds), draws, offset)
     kind[order] = np.repeat(np.arange(len(kinds), dtype=np.int32), kinds)
-    drawn = _shuffled(product, _stream(seed, epoch, DEAL))
+    drawn = _shuffled(*views, _stream(seed, epoch, DEAL))
     drawn = np.repeat(drawn, counts[drawn])
     deck = drawn[_in_order(kind[drawn])]
     alike, random = codes[0], _stream(seed, epoch, BATCH)
@@ -148,14 +147,18 @@ def _numbered(products: np.ndarray) -> np.ndarray:
     return np.unique(products, return_inverse=True)[1].astype(np.int32)
 
 
-def _shuffled(product: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """int64 [n]: the items, products in random order, the views of one side by side."""
-    sizes = np.bincount(product)
-    turns = random.permutation(len(sizes))
-    shift = (np.cumsum(sizes) - sizes)[turns]
-    sizes = sizes[turns]
-    shift -= np.cumsum(sizes) - sizes
-    return np.argsort(product, kind="stable")[np.repeat(shift, sizes) + np.arange(len(product))]
+def _views(product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The items by their product's number [n], and how many views each product has [products]."""
+    return np.argsort(product, kind="stable"), np.bincount(product)
+
+
+def _shuffled(items: np.ndarray, views: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """int64 [n]: the items, products in random order, the views of one side by side; both arrays from `_views`."""
+    turns = random.permutation(len(views))
+    shift = (np.cumsum(views) - views)[turns]
+    views = views[turns]
+    shift -= np.cumsum(views) - views
+    return items[np.repeat(shift, views) + np.arange(len(items))]
 
 
 def _runs(key: np.ndarray) -> np.ndarray:
@@ -191,7 +194,7 @@ def expected_draws(
     weight = np.full(len(sizes), draws / items)
     if spec.strategy == "natural":
         return weight
-    shares = [_shares(np.bincount(code, sizes)[1:], spec.strategy) for code in codes]
+    shares = [shares_of(np.bincount(code, sizes)[1:], spec.strategy) for code in codes]
     if many:
         sample = np.searchsorted(ends, _stream(seed, 0, FIT).integers(0, items, SAMPLE), side="right")
         sampled = [code[sample].astype(np.intp) for code in codes]
@@ -207,7 +210,7 @@ def expected_draws(
     return weight
 
 
-def _shares(counts: np.ndarray, strategy: Strategy) -> np.ndarray:
+def shares_of(counts: np.ndarray, strategy: Strategy) -> np.ndarray:
     """What part of an attribute's labelled draws each value is to have; nothing for a value that nobody carries."""
     wanted = np.where(counts > 0, counts.astype(np.float64) ** POWERS[strategy], 0.0)
     return wanted / max(wanted.sum(), 1e-300)
@@ -308,86 +311,6 @@ def _part_views(dealt: np.ndarray, product: np.ndarray, code: np.ndarray) -> Non
                 dealt[row, [column, other]] = dealt[row, [other, column]]
                 of[row, [column, other]] = of[row, [other, column]]
                 break
-
-
-@dataclass(frozen=True)
-class Short:
-    """A value that is drawn less often than its share: `got` of `wanted`, carried by `items`; `why` not more often."""
-
-    value: int
-    got: float
-    wanted: float
-    items: int
-    why: Literal["max_repeats", "other attributes"]
-
-
-@dataclass(frozen=True)
-class Mix:
-    """One attribute in a plan: the share of each value among its labelled draws, by value number, and what is short."""
-
-    attribute: str
-    got: dict[int, float]
-    short: tuple[Short, ...]
-
-
-def plan_mix(labels: Mapping[str, np.ndarray], plan: np.ndarray, spec: SamplingSpec) -> list[Mix]:
-    """What mix of values a plan has, attribute by attribute, and which values it draws too seldom."""
-    mixes, drawn = [], plan.ravel()
-    for name, column in labels.items():
-        values, items = np.unique(column[column >= 0], return_counts=True)
-        draws = (column[drawn][:, None] == values).sum(axis=0) if len(values) < 64 else _counted(column[drawn], values)
-        if not draws.sum():
-            continue
-        got = draws / draws.sum()
-        short: list[Short] = []
-        if spec.strategy != "natural" and (not spec.over or name in spec.over):
-            wanted = _shares(items, spec.strategy)
-            missed = (wanted - got) * draws.sum()
-            for place in np.flatnonzero((got < SHORT * wanted) & (missed >= 1)).tolist():
-                capped = wanted[place] * draws.sum() > spec.max_repeats * items[place]
-                why: Literal["max_repeats", "other attributes"] = "max_repeats" if capped else "other attributes"
-                share = (int(values[place]), float(got[place]), float(wanted[place]))
-                short.append(Short(*share, items=int(items[place]), why=why))
-        mixes.append(Mix(name, dict(zip(values.tolist(), got.tolist(), strict=True)), tuple(short)))
-    return mixes
-
-
-def _counted(column: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.bincount(np.searchsorted(values, column[column >= 0]), minlength=len(values))
-
-
-def describe_mix(
-    mixes: Sequence[Mix], names: Mapping[str, Sequence[str]], *, masks: Collection[str] = (), most: int = 8
-) -> list[str]:
-    """Lines for a person: each attribute's mix, of many values the most and least frequent ones, and what is short.
-
-    `masks`: the attributes whose values are bit masks.
-
-    >>> describe_mix([Mix("lid", {0: 0.75, 1: 0.25}, (Short(1, 0.25, 0.5, 3, "max_repeats"),))], {"lid": ["yes", "no"]})
-    ['  lid: yes 75%, no 25%', '    no: 25% instead of 50%: carried by 3 photos, and max_repeats is reached']
-    """
-    lines = []
-    for mix in mixes:
-        called = partial(_name, names[mix.attribute], mask=mix.attribute in masks)
-        ranked = sorted(mix.got.items(), key=lambda pair: -pair[1])
-        shown = ranked if len(ranked) <= most else [*ranked[: most // 2], *ranked[-most // 2 :]]
-        parts = [f"{called(value)} {share:.0%}" for value, share in shown]
-        if len(ranked) > most:
-            parts.insert(most // 2, f"{len(ranked) - most} others")
-        lines.append(f"  {mix.attribute}: {', '.join(parts)}")
-        for short in sorted(mix.short, key=lambda short: short.got / short.wanted)[:most]:
-            why = "max_repeats is reached" if short.why == "max_repeats" else "other attributes forbid more"
-            name = called(short.value)
-            carried = f"carried by {short.items} photo{'' if short.items == 1 else 's'}"
-            lines.append(f"    {name}: {short.got:.0%} instead of {short.wanted:.0%}: {carried}, and {why}")
-    return lines
-
-
-def _name(names: Sequence[str], value: int, *, mask: bool) -> str:
-    """The value's name, or those of a bit mask's values."""
-    if not mask:
-        return names[value]
-    return " + ".join(name for place, name in enumerate(names) if value >> place & 1)
 
 
 def labelled_subset(labels: Mapping[str, np.ndarray], products: np.ndarray, items: int, *, seed: int) -> np.ndarray:

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from facetclip.catalog import Catalog, encode_labels
+from facetclip.catalog import Catalog
 from facetclip.downloads import FetchSpec
 from facetclip.errors import UserError
 from facetclip.hamming import FARTHEST
 from facetclip.index import ShardIndex, canonical
+from facetclip.labels import encode_labels
 from facetclip.portions import WHOLE, Portion
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
 from facetclip.splits import Shares, assign_splits

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from facetclip.catalog import Catalog, listed_text
+from facetclip.catalog import Catalog
 from facetclip.errors import UserError
 from facetclip.findings import Questions, exact, tallies
 from facetclip.index import ShardIndex
 from facetclip.intervals import FEWEST_PRODUCTS, draws, estimate, mean_draws, numbers_of, share
+from facetclip.labels import listed_text
 from facetclip.report import Estimates, Slice
 from facetclip.scores import Scores
 

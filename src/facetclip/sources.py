@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from facetclip.catalog import Catalog, encode_labels, read_catalog
+from facetclip.catalog import Catalog, read_catalog
 from facetclip.errors import UserError
 from facetclip.images import BadImage, load
 from facetclip.index import SPLITS, canonical, open_index
+from facetclip.labels import encode_labels
 from facetclip.schema import Schema, read_schema
 from facetclip.scores import Photos
 from facetclip.tars import source_of

@@ -15,7 +15,7 @@ import numpy as np
 
 from facetclip.batches import Inputs, PixelReader
 from facetclip.calibration import Calibration, probabilities
-from facetclip.checkpoint import differences
+from facetclip.checkpoint import differences, scientific
 from facetclip.collectives import gather_objects
 from facetclip.config import Form, RunConfig
 from facetclip.errors import UserError
@@ -36,7 +36,7 @@ from facetclip.store import cache_spec
 from facetclip.study_pictures import draw_captions, draw_curve
 from facetclip.tables import text_table
 from facetclip.tracking import Tracker
-from facetclip.trainer import Trainer, scientific
+from facetclip.trainer import Trainer
 from facetclip.tuning import FROZEN_IMAGES
 from facetclip.validation import logits_of
 

@@ -14,7 +14,6 @@ from facetclip.learning_curve import (
     Level,
     Metric,
     Point,
-    PowerLaw,
     Spread,
     attributes_of,
     caption_spreads,
@@ -23,6 +22,7 @@ from facetclip.learning_curve import (
     rounded_up,
 )
 from facetclip.letters import any_letters
+from facetclip.power_law import PowerLaw
 from facetclip.report_pictures import INK, MODEL_COLOUR, MUTED, RAMP, RULE, ZERO_SHOT_COLOUR
 
 MOST_COLUMNS = 4

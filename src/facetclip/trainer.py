@@ -20,10 +20,19 @@ from torch import Tensor
 
 from facetclip import faults
 from facetclip.agreement import Agreement, Verdict
-from facetclip.alarms import EARLIEST, collapse_alarm
+from facetclip.alarms import CollapseAlarm
 from facetclip.averaging import MovingAverage
 from facetclip.batches import Inputs, PixelReader, ahead
-from facetclip.checkpoint import Checkpoint, TrainState, check_science, check_state, load_checkpoint, save_checkpoint
+from facetclip.checkpoint import (
+    Checkpoint,
+    SaveClock,
+    TrainState,
+    check_science,
+    check_state,
+    load_checkpoint,
+    save_checkpoint,
+    scientific,
+)
 from facetclip.collectives import gather_objects, gather_whole
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
@@ -49,10 +58,6 @@ from facetclip.tracking import Tracker
 from facetclip.tuning import FROZEN_IMAGES, plain_weights, rate_factors, tune
 from facetclip.validation import judge, read_logits
 
-SAVING = 0.02  # of the time, at most, goes into checkpoints whose interval is ours to choose
-SCIENCE = {"model", "prompts", "train", "tuning", "objective", "optimizer", "sampling", "augment", "validation"}
-NO_SCIENCE = ("train.log_every", "train.recompute", "train.compile", "tuning.interpolate")
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -61,15 +66,6 @@ class TrainResult:
     best: Path
     loss: float
     step: int
-
-
-def scientific(run: RunConfig) -> dict[str, Any]:
-    """Every setting that the numbers of a training depend on, flat."""
-    sections = run.model_dump(mode="json", include=SCIENCE)
-    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    return {name: value for name, value in flat.items() if name not in NO_SCIENCE} | {
-        "data.labelled": run.data.labelled
-    }
 
 
 class Trainer:
@@ -115,9 +111,9 @@ class Trainer:
         self.average = MovingAverage(self.reader, run.train.average)
         self.state = TrainState()
         self.agreement = Agreement(accelerator.device, most=self._most_skipped)
-        self._saved, self._save_seconds = time.monotonic(), 0.0
-        self._paced = run.checkpoint.every is None  # by what saving costs
-        self._alarmed, self._loss_before = False, math.inf
+        self.clock = SaveClock(self.run.checkpoint, self.steps, free=run.checkpoint.every is None)
+        chance = self.feed.chance if run.objective.contrastive == 0 else math.inf
+        self._alarm = CollapseAlarm(self.run.optimizer.warmup_steps or 0, chance)
         self._forget(forget)
         self.progress = Progress(self.folder, accelerator.process_index, accelerator.num_processes)
         self.goodput = Goodput(self.folder, self.progress.last.time)
@@ -160,21 +156,11 @@ class Trainer:
         if (value := faults.spoiled("train.gradient")) is not None:
             self.engine.gradients[0].fill_(value)
         norm = self.engine.clip(self.run.optimizer.clip_norm)
-        wishes = {"stop": self.interruption.wanted, "save": self._overdue}
+        wishes = {"stop": self.interruption.wanted, "save": self.clock.overdue(self.state.step + 1)}
         left_out = self.agreement.on(portion.step, loss, norm, **wishes)
         self.engine.update(left_out)
         self.average.update(portion.step + 1, left_out)
         return loss, likeness
-
-    @property
-    def _overdue(self) -> bool:
-        """Whether to save after this step, by this process's clock: the last save is `checkpoint.minutes` ago, or,
-        where no interval was asked for, far enough back for saving to take little of the time."""
-        checkpoint, waited = self.run.checkpoint, time.monotonic() - self._saved
-        if checkpoint.minutes is not None and waited >= 60 * checkpoint.minutes:
-            return True
-        expected = self._paced and due(self.state.step + 1, checkpoint.every or self.steps, last=self.steps)
-        return expected and waited * SAVING >= self._save_seconds
 
     def _read(self) -> tuple[bool, bool]:
         """What all processes agreed on since the last reading: (whether to stop, whether to save). Before anything of
@@ -215,6 +201,8 @@ class Trainer:
         with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
             self._settle()
             self._loop()
+        if self.interruption.wanted:  # since the last reading, after which all was saved
+            raise Interrupted(self.state.step)
         return TrainResult(self.folder / "best", self.state.best, self.state.best_step)
 
     def _settle(self) -> None:
@@ -243,7 +231,7 @@ class Trainer:
         self.goodput.begin()
         planned = self.inputs.coming(self.feed.planned(self.state.step, last), self.feed.rows_of)
         portions = ahead(self._portion, planned, self.run.loading.ahead)
-        saved_every = last if self._paced else run.checkpoint.every or last
+        saved_every = last if self.clock.free else run.checkpoint.every or last
         intervals = (run.train.log_every, run.validation.every or last, saved_every)
         while not self.patience_is_over:
             self._beat()
@@ -266,7 +254,7 @@ class Trainer:
             if saves or save or stop or self.patience_is_over:
                 self.save()
                 log.restart()
-            if stop and self.state.step < last:
+            if stop:
                 raise Interrupted(self.state.step)
 
     def _portion(self, planned: tuple[int, np.ndarray]) -> Portion:
@@ -307,14 +295,10 @@ class Trainer:
         """One line, and one point in MLflow."""
         values["train/learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
         self._say(values)
-        begun = self.state.step >= (self.run.optimizer.warmup_steps or 0) + EARLIEST
-        comparable = self.run.objective.contrastive == 0
         frozen = self.run.tuning.mode in FROZEN_IMAGES
-        loss, before, self._loss_before = values["train/loss"], self._loss_before, values["train/loss"]
-        alarm = collapse_alarm(loss, before, self.feed.chance if comparable else math.inf, 0.0 if frozen else likeness)
-        if alarm and begun and not self._alarmed and self.accelerator.is_main_process:
+        alarm = self._alarm.at(self.state.step, values["train/loss"], 0.0 if frozen else likeness)
+        if alarm and self.accelerator.is_main_process:
             print(f"step {self.state.step}: warning: {alarm}", file=sys.stderr, flush=True)
-            self._alarmed = True
 
     def _say(self, values: dict[str, float]) -> None:
         if self.tracker:
@@ -377,8 +361,7 @@ class Trainer:
             if main:
                 save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.run.checkpoint.keep)
             self.accelerator.wait_for_everyone()
-        self._saved = time.monotonic()
-        self._save_seconds = self._saved - began
+        self.clock.saved(began)
         if self.accelerator.is_main_process:
             self.goodput.store()
 
