@@ -122,8 +122,7 @@ OWNERS = {
         "extract",
         "near_duplicates",
     },
-    "accelerate": {"trainer", "launch", "engine", "zero", "step_log", "validation", "features", "extract", "runs"}
-    | {"audit"},
+    "accelerate": {"trainer", "launch", "engine", "zero", "step_log", "features", "extract", "runs"} | {"audit"},
     "deepspeed": {"zero"},
     "peft": {"tuning"},
     "transformers": {"model", "scratch", "launch"},

@@ -15,6 +15,7 @@ from flaky_server import serving
 from PIL import Image
 from small_shop import SCHEMA, make_shards, photo
 
+from facetclip import inspection
 from facetclip.catalog import read_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
@@ -244,6 +245,14 @@ def test_a_contact_sheet_has_a_row_a_value(index: ShardIndex, tmp_path: Path) ->
         assert sheet.height > 2 * 104
         red, *_ = np.asarray(sheet.convert("RGB"))[48 + 24 + 52, 6 + 52]
         assert red != 255  # a photo lies there
+
+
+def test_more_values_than_a_sheet_can_show_go_on_further_ones(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "ROWS", 2)
+    names = [path.name for path in draw_sheets(index, tmp_path, each=1)]
+    assert names == ["category.png", "sleeve.png", "colour 1 of 2.png", "colour 2 of 2.png"]
 
 
 def test_a_sheet_shows_grey_where_a_photo_is_bad_and_names_it_anyway(tmp_path: Path) -> None:

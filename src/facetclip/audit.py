@@ -114,7 +114,7 @@ def fine_tuned(
         reader = load_model(str(out / f"fold-{fold}" / "model")).to(accelerator.device)
         pixels = PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit)
         rows = np.flatnonzero(folds == fold)
-        whole[rows] = read_logits(reader, pixels, rows, accelerator)
+        whole[rows] = read_logits(reader, pixels, rows)
         for part, name in zip(parts, index.schema.names, strict=True):
             whole[rows, part] /= reader.calibration.get(name, Calibration()).temperature
     return {name: whole[:, part] for part, name in zip(parts, index.schema.names, strict=True)}

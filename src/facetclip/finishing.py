@@ -1,7 +1,7 @@
 """From the best weights of a training to the model that ships: blended with the start, calibrated, and told when to
 abstain.
 
-All of it is chosen on the validation split, by one process, and end in `model` beside `best`, which stays as it was.
+All of it is chosen on the validation split and ends in `model` beside `best`, which stays as it was.
 """
 
 from dataclasses import replace
@@ -13,13 +13,14 @@ import torch
 from facetclip.abstention import Cutoff, chance_of, cutoffs, of_product, shipped_answers
 from facetclip.batches import Inputs
 from facetclip.calibration import probabilities
+from facetclip.collectives import processes
 from facetclip.files import replace_folder
 from facetclip.index import ShardIndex
 from facetclip.metrics import listed_values
 from facetclip.model import AttributeReader, load_model, save_model
 from facetclip.schema import spans
 from facetclip.tuning import blend
-from facetclip.validation import Judgement, judge, logits_of
+from facetclip.validation import Judgement, judge, read_logits
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)  # beside 1, the trained model itself; at 0 a training that only harmed is undone
 
@@ -30,7 +31,7 @@ def finish_model(
     """Write the finished model of the weights in `best` to `out`; returns what it is worth on the validation split.
 
     `start`: what the weights may be blended with (None: not at all). Without a validation label the weights stay as
-    they are and nothing is calibrated.
+    they are and nothing is calibrated. All processes call it and each reads a part; the first one writes.
     """
     reader = load_model(str(best)).to(device)
     rows = index.rows("validation")
@@ -40,17 +41,29 @@ def finish_model(
     if start is not None and reader.classifier is not None:
         origin["classifier"] = start.eval().embed_prompts().detach()
 
-    def logits_at(alpha: float) -> np.ndarray:
+    def mix(alpha: float) -> None:
         reader.train()  # forgets the prompt features of other weights
         reader.load_state_dict(blend(origin, tuned, alpha) if alpha < 1 else tuned)
-        return logits_of(reader, inputs, rows).cpu().numpy()
 
     alphas = (1.0, *(ALPHAS if start is not None and (labels >= 0).any() else ()))
-    judgements = [judge(logits_at(alpha), labels, index.schema) for alpha in alphas]
+    read, judgements = [], []
+    for alpha in alphas:
+        mix(alpha)
+        read.append(read_logits(reader, inputs, rows))
+        judgements.append(judge(read[-1], labels, index.schema))
     losses = [np.inf if judgement.loss is None else judgement.loss for judgement in judgements]
     chosen = int(np.argmin(losses))
-    judgement, logits = judgements[chosen], logits_at(alphas[chosen])
-    metrics = {**reader.card.metrics, "blend": alphas[chosen]}
+    if processes()[0] == 0:
+        mix(alphas[chosen])
+        _ship(reader, out, index, read[chosen], judgements[chosen], alphas[chosen])
+    return judgements[chosen]
+
+
+def _ship(
+    reader: AttributeReader, out: Path, index: ShardIndex, logits: np.ndarray, judgement: Judgement, alpha: float
+) -> None:
+    """Write the model with all that was chosen by the `logits` of the validation split."""
+    metrics = {**reader.card.metrics, "blend": alpha}
     if judgement.loss is not None:
         metrics["validation_loss"] = judgement.loss
     reader.calibration = judgement.calibration
@@ -59,12 +72,11 @@ def finish_model(
         reader.card,
         metrics=metrics,
         calibration=judgement.calibration,
-        cutoffs=cutoffs_of(logits, index, rows, judgement, together),
+        cutoffs=cutoffs_of(logits, index, index.rows("validation"), judgement, together),
         by_product=together,
     )
     with replace_folder(out) as beside:
         save_model(reader, beside)
-    return judgement
 
 
 def answered_together(index: ShardIndex) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from facetclip.tables import text_table
 from facetclip.tars import intact
 
 EACH = 14  # photos of a value on its contact sheet
+ROWS = 40  # values on a sheet: as many as a picture can show
 
 
 @dataclass(frozen=True)
@@ -154,21 +155,25 @@ def _sample(content: bytes, offset: int, length: int, checksum: int, key: str) -
 
 
 def draw_sheets(index: ShardIndex, out: Path, *, each: int = EACH, seed: int = 0) -> list[Path]:
-    """A contact sheet for each attribute in the folder `out`: a row of `each` photos drawn at random for every value.
+    """Contact sheets for each attribute in the folder `out`: a row of `each` photos drawn at random for every value,
+    the most frequent first, `ROWS` of them on a sheet.
 
     One glance along a row shows what does not belong there.
     """
     drawn = []
     for name, attribute in index.schema.attributes.items():
         listed = listed_values(attribute, index.labels[name])
-        order = np.argsort(-listed.sum(axis=0), kind="stable")
+        order = np.argsort(-listed.sum(axis=0), kind="stable").tolist()
         random = np.random.default_rng(seed)
-        rows = {}
-        for value in order.tolist():
-            among = np.flatnonzero(listed[:, value])
-            chosen = random.permutation(among)[:each].tolist()
-            rows[f"{attribute.values[value]} ({len(among):,})"] = [
-                (index.item_id(row), index.read(row)) for row in chosen
-            ]
-        drawn.append(contact_sheet(out, name, rows))
+        sheets = [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+        for number, values in enumerate(sheets, start=1):
+            rows = {}
+            for value in values:
+                among = np.flatnonzero(listed[:, value])
+                chosen = random.permutation(among)[:each].tolist()
+                rows[f"{attribute.values[value]} ({len(among):,})"] = [
+                    (index.item_id(row), index.read(row)) for row in chosen
+                ]
+            title = name if len(sheets) == 1 else f"{name} {number} of {len(sheets)}"
+            drawn.append(contact_sheet(out, title, rows))
     return drawn

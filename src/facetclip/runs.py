@@ -77,7 +77,7 @@ def _train(
     main, tracker, status = accelerator.is_main_process, trainer.tracker, "FAILED"
     try:
         result, judgement = _to_the_end(trainer)
-        version = file_results(trainer, judgement, tracker) if tracker and judgement else None
+        version = file_results(trainer, judgement, tracker) if tracker else None
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):
         status = "KILLED"
@@ -122,24 +122,22 @@ def _check_start(run: RunConfig, folder: Path) -> None:
         )
 
 
-def fit(trainer: Trainer, allow: Collection[str] = ()) -> tuple[TrainResult, Judgement | None]:
+def fit(trainer: Trainer, allow: Collection[str] = ()) -> tuple[TrainResult, Judgement]:
     """Train to the end from where the run folder stopped, then write the blended and calibrated model to its `model`.
 
-    All processes call it; the judgement of the finished model on the validation split is the main one's alone.
+    All processes call it; the judgement is that of the finished model on the validation split.
     """
     trainer.resume(allow)
     return _to_the_end(trainer)
 
 
-def _to_the_end(trainer: Trainer) -> tuple[TrainResult, Judgement | None]:
+def _to_the_end(trainer: Trainer) -> tuple[TrainResult, Judgement]:
     result = trainer.train()
     faults.reach("run.trained")
-    judgement, run, index = None, trainer.run, trainer.index
-    if trainer.accelerator.is_main_process:
-        model, device = trainer.folder / "model", trainer.accelerator.device
-        start = start_model(run, index) if run.tuning.interpolate and not run.model.new else None
-        judgement = finish_model(result.best, model, index, trainer.inputs, start=start, device=device)
-    return result, judgement
+    model, run, index = trainer.folder / "model", trainer.run, trainer.index
+    start = start_model(run, index) if run.tuning.interpolate and not run.model.new else None
+    device = trainer.accelerator.device
+    return result, finish_model(result.best, model, index, trainer.inputs, start=start, device=device)
 
 
 def leave(accelerator: Accelerator) -> None:

@@ -313,7 +313,8 @@ class Trainer:
         """Judge the validation split on all processes; the weights of the lowest loss are exported as the best."""
         rows = self.index.rows("validation")
         with self.goodput.spend("validation"), self.average.applied():
-            logits = read_logits(self.reader, self.inputs, rows, self.accelerator, self._beat)
+            with self.accelerator.autocast():
+                logits = read_logits(self.reader, self.inputs, rows, self._beat)
             if not np.isfinite(logits).all():
                 raise UserError(f"step {self.state.step}: the model's answers are no numbers; lower optimizer.lr")
             judgement = judge(logits, self.index.label_matrix(rows), self.index.schema)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from facetclip.batches import Inputs, ahead
@@ -33,19 +32,13 @@ class Judgement:
 
 
 def read_logits(
-    reader: AttributeReader,
-    inputs: Inputs,
-    rows: np.ndarray,
-    accelerator: Accelerator,
-    beat: Callable[[], None] = lambda: None,
+    reader: AttributeReader, inputs: Inputs, rows: np.ndarray, beat: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     """Logits float32 [n, values of all attributes] of `rows`, read by all processes, the same on every one; `beat` is
     called after each portion."""
     if not len(rows):
         return np.zeros((0, len(reader.multi)), dtype=np.float32)
-    with accelerator.autocast():
-        part = logits_of(reader, inputs, share_of(rows), beat)
-    return join_shares(part, len(rows)).cpu().numpy()
+    return join_shares(logits_of(reader, inputs, share_of(rows), beat), len(rows)).cpu().numpy()
 
 
 @torch.no_grad()
