@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train on this machine: launch/local.sh RUN.toml [--processes N] [section.key=value ...]
+# Train on this machine: launch/local.sh RUN.toml [--processes N] [section.key=value ...] [--fresh] [--allow FIELD]
+# `doctor` in place of RUN.toml asks the launch itself what is wrong with it.
 # One process on each GPU, or 2 processes on the processors where there is no GPU.
 set -euo pipefail
 
@@ -12,11 +13,13 @@ fail() {
 }
 
 [[ $# -gt 0 && $1 != -* ]] || fail "expected RUN.toml [--processes N] [section.key=value ...]"
-run=$1
+script=train.py words=("$1") processes=
+if [[ $1 == doctor ]]; then
+    script=doctor.py words=()
+elif [[ ! -f $1 ]]; then
+    fail "no run file $1"
+fi
 shift
-[[ -f $run ]] || fail "no run file $run"
-processes=
-words=()
 while [[ $# -gt 0 ]]; do
     case $1 in
         --processes) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--processes: expected a number, found '${2:-}'"
@@ -41,4 +44,4 @@ cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 trap '' USR1  # for the processes that train; the launcher would die of it
 exec accelerate launch --config_file "$root/accelerate_configs/$config" --num_processes "$processes" \
-    "$root/training/train.py" "$run" ${words[@]+"${words[@]}"}
+    "$root/training/$script" ${words[@]+"${words[@]}"}

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Train on machines that are reached by ssh without a password and see this folder, the shards and the run folder under
 # the same paths:
-#   launch/ssh.sh HOST,HOST,... PROCESSES_OF_EACH RUN.toml [section.key=value ...]
+#   launch/ssh.sh HOST,HOST,... PROCESSES_OF_EACH RUN.toml [section.key=value ...] [--allow FIELD]
+# `doctor` in place of RUN.toml asks the launch itself what is wrong with it. What is exported here under the names below
+# is known there, too.
 # The first host is where the others meet, on port 29500 (FACETCLIP_PORT). Interrupted (SIGINT, SIGTERM, SIGHUP), all save
 # and leave, and this ends with 75: the same command goes on. When one machine fails the others are stopped.
 set -euo pipefail
@@ -15,7 +17,7 @@ fail() {
 [[ $# -ge 3 ]] || fail "expected HOST,HOST,... PROCESSES_OF_EACH RUN.toml [section.key=value ...]"
 IFS=, read -ra hosts <<<"$1"
 [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "expected a number of processes, found '$2'"
-[[ -f $3 ]] || fail "no run file $3"
+[[ -f $3 || $3 == doctor ]] || fail "no run file $3"
 each=$2
 shift 2
 for host in "${hosts[@]}"; do
@@ -24,8 +26,8 @@ done
 address=${hosts[0]##*@}
 mark=/tmp/facetclip-$(id -u)-$(hostname)-$$
 words=
-for name in FACETCLIP_CONFIG MLFLOW_TRACKING_URI NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME FACETCLIP_GRACE; do
-    [[ -z ${!name:-} ]] || words+="export $name=$(printf %q "${!name}"); "
+for name in $(compgen -e | grep -E '^(FACETCLIP|MLFLOW|AWS|HF|NCCL|GLOO)_'); do
+    words+="export $name=$(printf %q "${!name}"); "
 done
 words+="export PET_NNODES=${#hosts[@]} PET_NPROC_PER_NODE=$each PET_MASTER_ADDR=$address"
 words+=" PET_MASTER_PORT=${FACETCLIP_PORT:-29500}; cd $(printf %q "$PWD"); "

@@ -83,6 +83,11 @@ def test_fine_tuned_judges_see_no_item_of_their_fold_and_go_on_where_they_stoppe
     assert "resumed from step 2" in capsys.readouterr().out
 
 
+def test_settings_without_a_run_file_are_refused(tmp_path, capsys):
+    assert main(["audit", str(tmp_path / "shards"), "optimizer.lr=1e-3", "--out", str(tmp_path / "out")]) == 2
+    assert "'optimizer.lr=1e-3' replaces a setting of a run file; name that with --run" in capsys.readouterr().err
+
+
 def test_nothing_to_learn_from_is_said(tmp_path, model):
     silent = {name: np.full(8, -1) for name in SCHEMA.names}
     index = make_shards(tmp_path / "shards", items=8, labels=silent)

@@ -1,12 +1,13 @@
 """What the guides tell people to type is understood by the commands of today."""
 
 import argparse
-import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from facetclip.cli import VERBS
 
@@ -47,6 +48,25 @@ def test_every_command_of_a_guide_is_understood(guide: Path) -> None:
             parser.parse_intermixed_args(words)
         except (SystemExit, argparse.ArgumentError) as error:
             pytest.fail(f"{guide.name}: facetclip {verb} {shlex.join(words)}: {error}")
+
+
+def test_every_launch_that_is_shown_says_how_many_processes_or_its_file_does() -> None:
+    shown = [path for path in ROOT.glob("*/*") if path.suffix in (".yaml", ".toml", ".md", ".sh", ".sbatch")]
+    for path in (ROOT / "README.md", *shown, *(ROOT / "training/runs").glob("*.toml")):
+        text = re.sub(r"\\\n#?", " ", path.read_text(encoding="utf-8"))
+        for launch, name in re.findall(r"(accelerate launch --config_file accelerate_configs/([\w.]+)[^\n]*)", text):
+            configured = yaml.safe_load((ROOT / "accelerate_configs" / name).read_text(encoding="utf-8"))
+            assert "num_processes" in configured or "--num_processes" in launch, f"{path.name}: {launch}"
+
+
+def test_the_page_of_settings_is_what_the_code_takes() -> None:
+    spec = importlib.util.spec_from_file_location("settings", ROOT / "docs" / "settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    settings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(settings)
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == settings.page(), "write it anew: python docs/settings.py"
 
 
 def test_the_guides_show_what_each_persona_does() -> None:

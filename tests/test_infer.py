@@ -94,3 +94,15 @@ def test_photos_without_an_id_of_text_are_refused_with_their_columns(tmp_path: P
     pq.write_table(pa.table({"image": [cell, cell], "label": ["pan", "pan"]}), path)
     with pytest.raises(UserError, match=r"no column of text tells the rows apart.*the columns are: image, label"):
         infer_schema(read_catalog(str(path)))
+
+
+@pytest.mark.parametrize("name", ["image_url", "shot"])
+@pytest.mark.parametrize("query", ["", "?width=800"])
+def test_photos_may_be_urls_alone_or_beside_paths(tmp_path: Path, name: str, query: str) -> None:
+    text = shop().replace("photo", name).replace("img/", "https://cdn.shop.example/").replace(".jpg", f".jpg{query}")
+    assert infer(tmp_path, text).columns.image == name
+    paths, *rows = shop().splitlines()
+    beside = [f"{paths},image_url", *(f"{row},https://cdn.shop.example/{place}.jpg" for place, row in enumerate(rows))]
+    schema = infer(tmp_path, "\n".join(beside))
+    assert schema.columns.image == "photo"
+    assert "image_url" not in schema.names

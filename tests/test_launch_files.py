@@ -47,7 +47,7 @@ signal.signal(signal.SIGUSR1, save)
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep({seconds})
 '''
-rank = sys.argv[sys.argv.index("--machine_rank") + 1]
+rank = sys.argv[sys.argv.index("--machine_rank") + 1] if "--machine_rank" in sys.argv else "alone"
 open(f"{folder}/arguments-{{rank}}", "w").write("\\n".join(sys.argv[1:]))
 code = subprocess.run([sys.executable, "-c", trains, f"{folder}/ready-{{rank}}"]).returncode
 sys.exit(int(os.environ.get(f"FAKE_CODE_{{rank}}", 0)) or (code and 1))
@@ -137,7 +137,7 @@ def test_a_node_that_fails_keeps_the_code_and_forgets_an_old_wish(project: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("node.sh", "none.toml"), "expected RUN.toml [section.key=value ...], found 'none.toml'"),
+        (("node.sh", "none.toml"), "expected RUN.toml [section.key=value ...] or doctor, found 'none.toml'"),
         (("node.sh", "run.toml"), "PET_NPROC_PER_NODE: expected the processes of a machine, found ''"),
         (("ssh.sh", "a,b", "run.toml"), "expected HOST,HOST,... PROCESSES_OF_EACH RUN.toml"),
         (("ssh.sh", "a,b", "two", "run.toml"), "expected a number of processes, found 'two'"),
@@ -186,13 +186,42 @@ def test_an_interrupted_job_is_queued_again_and_one_that_then_fails_is_not(
     assert (project / "requeued").read_text().split() == ["7"]
 
 
-def test_a_job_of_a_run_file_that_cannot_be_read_fails_as_its_training_does(
-    project: Path, cluster: dict[str, str]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train.seps=3",), "launch: run.toml: train: unknown key 'seps'"),
+        (("--fresh",), "no --fresh in a job that goes on by itself; delete "),
+        (("--frsh",), "unrecognized arguments: --frsh"),
+    ],
+)
+def test_a_job_with_a_mistake_starts_nothing(
+    project: Path, cluster: dict[str, str], words: tuple[str, ...], message: str
 ) -> None:
-    (project / "run.toml").write_text("train = 1")
-    assert start(project, "slurm.sbatch", "run.toml", **cluster, FAKE_INTERRUPTED="").wait(20) == 1
-    assert (project / "tries").read_text() == "1"
-    assert not (project / "requeued").exists()
+    assert start(project, "slurm.sbatch", "run.toml", *words, **cluster, FAKE_INTERRUPTED="1").wait(20) == 2
+    assert message in (project / "errors").read_text()
+    assert start(project, "node.sh", "run.toml", *words, **NODE).wait(20) == 2
+    assert message in (project / "errors").read_text()
+    assert not (project / "tries").exists()
+    assert not list(project.glob("arguments-*"))
+
+
+def test_what_a_run_is_allowed_is_no_setting_of_its_file(project: Path, cluster: dict[str, str]) -> None:
+    words = ("run.toml", "--allow", "train.precision", f"output.folder={project}/run")
+    assert start(project, "slurm.sbatch", *words, **cluster, FAKE_INTERRUPTED="1").wait(20) == 1
+    assert (project / "requeued").read_text().split() == ["7"]
+    process = start(project, "node.sh", *words, **NODE)
+    wait_for(project / "ready-2")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == REQUEUE
+    assert told(project, 2)[-4:] == list(words)
+
+
+def test_the_launch_itself_can_be_asked_what_is_wrong_with_it(project: Path) -> None:
+    set_pace(project, 0)
+    process = start(project, "ssh.sh", "one,two", "4", "doctor", AWS_PROFILE="ours", OTHER="x")
+    assert process.wait(30) == 0, (project / "errors").read_text()
+    assert told(project, 1)[-1] == f"{project}/training/doctor.py"
+    assert start(project, "local.sh", "doctor", "--processes", "3").wait(20) == 0
 
 
 def test_every_machine_is_started_by_ssh_with_its_number(project: Path) -> None:

@@ -24,7 +24,7 @@ def cells_of(count: int) -> tuple[Suggestion, ...]:
     for number in range(count):
         item, place = f"item {number % 22}", number // 22
         if place % 2:
-            cells.append(Suggestion(item, f"P{number}", "colour", "", "red|blue", 0.6, None, "gap"))
+            cells.append(Suggestion(item, f"P{number}", "colour", "", "red|blue", 0.6, None, "label"))
         else:
             cells.append(Suggestion(item, f"P{number}", "sleeve", "long", "short", 0.93, 0.05, "disagrees"))
     return tuple(cells)

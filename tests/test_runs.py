@@ -1,6 +1,8 @@
 """A launch of a run: what it refuses, and what it leaves of the launch before."""
 
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from facetclip.attempts import MOST
 from facetclip.cli import main
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
-from facetclip.interruption import MARKER, REQUEUE, Interrupted
+from facetclip.interruption import MARKER, REQUEUE, Interrupted, listening
 from facetclip.model import load_model, save_model
 from facetclip.runs import run_training
 from facetclip.tracking import connector
@@ -136,6 +138,23 @@ def test_a_signal_before_the_first_step_or_after_the_last_ends_the_run_and_loses
     weights = load_model(str(interrupted.model)).state_dict()
     plain = load_model(str(run_training(run, fresh=True).model)).state_dict()
     assert all(torch.equal(weight, plain[name]) for name, weight in weights.items())
+
+
+def test_a_signal_before_the_run_listens_is_heard_when_it_does(shop: Path) -> None:
+    with listening():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(Interrupted):
+            run_training(run_of(shop))
+    assert (shop / "run" / MARKER).exists()
+
+
+def test_who_goes_on_sending_a_signal_disturbs_nothing_after_the_first() -> None:
+    with listening(at_once=True) as outer:
+        with listening() as inner:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert inner.wanted
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert outer.wanted
 
 
 def test_the_command_says_after_a_signal_that_it_goes_on(

@@ -16,7 +16,7 @@ from facetclip.suggestions import (
 
 CELLS = (
     Suggestion("=item, 1", "P1", "sleeve", "long", "short", 0.9312, 0.0312, "disagrees"),
-    Suggestion('ro"t', "P2", "colour", "", "red|blue", 0.5, None, "gap"),
+    Suggestion('ro"t', "P2", "colour", "", "red|blue", 0.5, None, "label"),
 )
 FOUND = Suggestions("Suspect cells", "shards", "d1", SCHEMA, CELLS, {"sleeve": {"wrong": 0.03}})
 HEADER = "item_id,attribute,listed,suggested,verdict,value\n"
@@ -54,7 +54,7 @@ def test_a_reason_that_is_none_is_refused(tmp_path):
     write_suggestions(replace(FOUND, cells=(CELLS[0],)), tmp_path)
     table = tmp_path / "suggestions.csv"
     table.write_text(table.read_text().replace("disagrees", "whim"))
-    with pytest.raises(UserError, match="row 2: expected one of disagrees, gap, label, found 'whim'"):
+    with pytest.raises(UserError, match="row 2: expected one of disagrees, label, found 'whim'"):
         read_suggestions(tmp_path)
 
 

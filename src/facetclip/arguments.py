@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from facetclip.errors import UserError
@@ -13,6 +14,24 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
         raise UserError(f"{message}; {self.prog} --help lists what it takes")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `facetclip train`, which the scripts of `launch/` read, too."""
+    parser.add_argument("run", type=Path, help="the run file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start over, deleting the checkpoints, models and records of the run before",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="go on although this setting has changed; crashes: although the run died three times at one step",
+    )
 
 
 def add_dataset_split(parser: argparse.ArgumentParser) -> None:

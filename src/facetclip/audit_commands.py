@@ -7,6 +7,7 @@ from pathlib import Path
 from facetclip.arguments import at_least
 from facetclip.audit import FLAGS, FOLDS, MOST, AuditSpec, audit
 from facetclip.config import read_run
+from facetclip.errors import UserError
 from facetclip.label_next import label_next
 from facetclip.registry import resolve_model
 from facetclip.tables import text_table
@@ -15,9 +16,15 @@ from facetclip.tables import text_table
 def add_audit(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip audit`."""
     parser.add_argument("shards", help="the shards of the catalog, a folder or URL")
-    parser.add_argument("overrides", nargs="*", help="section.key=value, replaces a setting of the run file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the run file"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder for the queue")
-    parser.add_argument("--model", default="starter", help="whose features are judged by: a model not tuned on these")
+    parser.add_argument(
+        "--model",
+        default="starter",
+        help="whose features are judged by: a model not tuned on these; with --run its model.start",
+    )
     parser.add_argument("--run", type=Path, help="a run file: fine-tune a model for each fold, too")
     parser.add_argument("--folds", type=int, default=FOLDS, help="into which the products are dealt")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the folds")
@@ -26,6 +33,8 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
 
 def run_audit(args: argparse.Namespace) -> int:
     """Write the queue of suspect cells."""
+    if args.overrides and not args.run:
+        raise UserError(f"{args.overrides[0]!r} replaces a setting of a run file; name that with --run")
     run = read_run(args.run, args.overrides) if args.run else None
     found = audit(args.shards, args.out, AuditSpec(args.model, run, args.folds, args.seed, args.most))
     if found is None:

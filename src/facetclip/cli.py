@@ -6,11 +6,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from facetclip import __version__
 from facetclip.arguments import Parser
 from facetclip.errors import OwnMistake, UserError, redacted
-from facetclip.interruption import REQUEUE, Interrupted
+from facetclip.interruption import REQUEUE, Interrupted, listening
 
 # Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those
 # that train and read take seconds to import.
@@ -49,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help") or words[0] not in VERBS:
         return _overview(words)
     verb = words[0]
+    with listening() if verb == "train" else nullcontext():  # also while that is imported: it goes on later
+        return _run(verb, words[1:])
+
+
+def _run(verb: str, words: Sequence[str]) -> int:
     module = importlib.import_module(f"facetclip.{VERBS[verb][0]}")
     configure, run = module.COMMANDS[verb]
     parser = Parser(
@@ -59,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     configure(parser)
     try:
-        return run(parser.parse_intermixed_args(words[1:]))  # overrides may stand before or after options
+        return run(parser.parse_intermixed_args(words))  # overrides may stand before or after options
     except UserError as error:
         return _refused(verb, str(error), own=isinstance(error, OwnMistake))
     except Interrupted as stop:

@@ -93,9 +93,8 @@ def _model_in(annotation: Any) -> Any:
 
 
 class Data(Strict):
-    """Where the shards lie, a folder or a URL, how many of their labelled training photos count (none: all of them),
-    and where features that are computed once are kept (none: in the run folder).
-
+    """`shards`: where they lie, a folder or a URL. `labelled`: how many of their labelled training photos count (none:
+    all of them). `features`: the folder in which features that are computed once are kept (none: the run folder's).
     `cache`: the folder that shards from a URL are kept in (none: FACETCLIP_CACHE, or the user's cache folder), and
     `cache_bytes`: the most that they may take there (none: FACETCLIP_CACHE_BYTES, or no limit).
     """
@@ -108,7 +107,7 @@ class Data(Strict):
 
 
 class NewModel(Strict):
-    """The shape of a CLIP made from scratch; its tokenizer is trained on `words_from` rendered or real captions."""
+    """The shape of a CLIP made from scratch; its tokenizer is trained on the captions of the shards."""
 
     image_size: Positive
     patch_size: Positive
@@ -207,8 +206,9 @@ class Tuning(Strict):
 class Objective(Strict):
     """What is minimised: `attributes` and `contrastive` weigh the two losses of `facetclip.losses`.
 
-    `form` and `captions`: of the contrastive one. `noise`: the share of cells taken to say anything at random.
-    `logit_adjustment`: tau, 0 for none. `weights`: what a label of an attribute counts, 1 where not given.
+    `form` and `captions`: of the contrastive one; captions are made of the known values, or are the titles.
+    `label_smoothing`: the share of a label that all values get alike. `noise`: the share of cells taken to say anything
+    at random. `logit_adjustment`: tau, 0 for none. `weights`: what a label of an attribute counts, 1 where not given.
     """
 
     attributes: NonNegative = 1.0
@@ -230,7 +230,8 @@ class Objective(Strict):
 class Optimizer(Strict):
     """The update rule and the learning rate as a function of the step: linear warm-up, then cosine to `final_lr`.
 
-    `lr` and `warmup_steps`: by `facetclip.presets` where not given.
+    `lr` and `warmup_steps`: by `facetclip.presets` where not given (the rates are AdamW's: give your own with `muon`
+    and `sgd`). `beta2`: of AdamW and Muon. `clip_norm`: gradients longer than that are shortened to it, 0 for never.
     """
 
     name: Literal["adamw", "muon", "sgd"] = "adamw"
@@ -308,7 +309,7 @@ class Output(Strict):
 
 
 class Tracking(Strict):
-    """Where MLflow files the run, and the registered model that its best weights become (none: not registered)."""
+    """Where MLflow files the run, and the registered model that its finished model becomes (none: not registered)."""
 
     experiment: str = "facetclip"
     register_as: str | None = None

@@ -256,7 +256,9 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip inspect`."""
     parser.add_argument("shards", help="the shards, a folder or URL")
     parser.add_argument("--verify", action="store_true", help="read every byte and say what is not as it was written")
-    parser.add_argument("--sheets", type=Path, help="a folder for contact sheets, one an attribute, a row a value")
+    parser.add_argument(
+        "--sheets", type=Path, help="a folder for contact sheets: for each attribute one or more, a row a value"
+    )
 
 
 def run_inspect(args: argparse.Namespace) -> int:

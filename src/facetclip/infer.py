@@ -21,13 +21,15 @@ COUNTING = {"one", "two", "three", "single", "double", "some", "half", "full", "
 ROLES = {
     "item": ("item_id", "item", "sku", "id", "image_id", "variant_id", "asin"),
     "product": ("product_id", "product", "style", "style_id", "parent_id", "parent", "group_id", "model"),
-    "image": ("image", "image_path", "photo", "file_name", "filename", "file", "path", "picture", "img"),
+    "image": (
+        *("image", "image_path", "photo", "file_name", "filename", "file", "path", "picture", "img"),
+        *("image_url", "photo_url", "picture_url", "img_url"),
+    ),
     "title": ("title", "name", "product_name", "product_title"),
     "split": ("split", "fold", "subset"),
-    "url": ("image_url", "url", "photo_url"),
 }
 NOT_APPLICABLE_WORDS = {"n/a", "na", "#n/a"}
-IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|avif|gif)$", re.IGNORECASE)
+IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|avif|gif)([?#].*)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

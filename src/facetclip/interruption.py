@@ -55,18 +55,29 @@ class Interruption:
             self._last_resort.cancel()
 
 
+_around: Interruption | None = None  # the block that listens now
+
+
 @contextmanager
 def listening(*, at_once: bool = False) -> Iterator[Interruption]:
-    """Signals become wishes inside the block, or with `at_once` Interrupted; a block within it may say otherwise. In a
-    thread other than the main one nothing is listened to."""
+    """Signals become wishes inside the block, or with `at_once` Interrupted; a block within it may say otherwise, takes
+    over a wish that is there already, and leaves its own behind. In a thread other than the main one nothing is
+    listened to."""
+    global _around
     interruption = Interruption(at_once=at_once)
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
+    outer, _around = _around, interruption
     before = {number: signal.signal(number, interruption.handle) for number in SIGNALS}
     try:
+        if outer and outer.wanted:
+            interruption.handle(0, None)
         yield interruption
     finally:
+        if outer:  # before it hears of them: whoever sends one may go on sending
+            outer.wanted |= interruption.wanted
         for number, handler in before.items():
             signal.signal(number, handler)
         interruption.forget()
+        _around = outer

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from facetclip.arguments import add_dataset_split, share
+from facetclip.arguments import add_dataset_split, add_train, share
 from facetclip.config import read_run
 from facetclip.errors import UserError, redacted
 from facetclip.evaluate import Beside, Cut, evaluate, examiner
@@ -27,20 +27,6 @@ from facetclip.tracking import sync
 
 MODEL = "a model folder, a hub id, starter, or models:/NAME@ALIAS"
 TELL_EVERY = 10.0  # seconds, of what takes hours
-
-
-def add_train(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `facetclip train`."""
-    parser.add_argument("run", type=Path, help="the run file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
-    parser.add_argument("--fresh", action="store_true", help="start over, deleting what the run folder holds")
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="FIELD",
-        help="go on although this setting has changed; crashes: although the run died three times at one step",
-    )
 
 
 def run_train(args: argparse.Namespace) -> int:

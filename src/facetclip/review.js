@@ -5,7 +5,7 @@
   const pictures = byId("pictures").textContent.trim().split("\n");
   const identity = document.documentElement.dataset.identity;
   const KEY = `facetclip-review-${identity}`;
-  const REASONS = { disagrees: "photo and table disagree", gap: "the table is silent", label: "worth labelling next" };
+  const REASONS = { disagrees: "photo and table disagree", label: "worth labelling next" };
   const cells = content.cells.map(([item, attribute, listed, suggested, probability, before, reason]) => ({
     item, attribute, listed, suggested, probability, before, reason,
   }));

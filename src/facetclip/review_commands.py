@@ -30,7 +30,9 @@ def add_apply(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("catalog", type=Path, help="the catalog file that was judged; it is not changed")
     parser.add_argument("--schema", type=Path, required=True, help="what its columns mean")
     parser.add_argument("--out", type=Path, required=True, help="the corrected catalog to write")
-    parser.add_argument("--log", type=Path, help="a CSV file of every change; OUT.changes.csv where not given")
+    parser.add_argument(
+        "--log", type=Path, help="a CSV file of every change; where not given OUT with .changes.csv for its ending"
+    )
 
 
 def run_apply(args: argparse.Namespace) -> int:

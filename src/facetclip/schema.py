@@ -42,8 +42,13 @@ def _texts(wording: str | tuple[str, ...]) -> tuple[str, ...]:
 class Attribute(Strict):
     """One attribute: its column, its closed set of values, and how cells and prompts map to them.
 
-    `not_applicable_value`: the value that says that the attribute cannot apply, which is then learned like any other.
-    `read_template`: the wording for reading, where it is not that of training.
+    `aliases`: other spellings, and the value each stands for. `unlabelled`, `not_applicable`: words for "nobody knows"
+    and "cannot apply", beside those that everybody uses (`n/a`, `none`, `unknown`, `?` and the like are gaps unless
+    named here or among the values). `separator`: cells may list several values, so separated. `applies_where`: other
+    attribute -> the values at which alone this one applies. `not_applicable_value`: the value that says that the
+    attribute cannot apply, which is then learned like any other. `template`: the wording of every value, or several
+    whose features are averaged; `read_template`: for reading, where it is not that of training; `prompts`: the wording
+    of single values.
     """
 
     column: Text
@@ -168,14 +173,17 @@ class Attribute(Strict):
 
 
 class Columns(Strict):
-    """The catalog's columns that are not attributes."""
+    """The catalog's columns that are not attributes.
+
+    `item`: the photo's id, each its own. `product`: what the photos are of, by which splits are made. `image`: paths or
+    URLs, or the photos themselves. `split`: train, validation or test, where the catalog says so itself.
+    """
 
     item: Text
     product: Text
     image: Text
     title: Text | None = None
     split: Text | None = None
-    url: Text | None = None
 
 
 class Schema(Strict):

@@ -17,7 +17,7 @@ from facetclip.files import write_whole
 from facetclip.schema import Schema
 from facetclip.spreadsheets import csv_of, live
 
-Reason = Literal["disagrees", "gap", "label"]  # photo and table disagree; the table is silent; worth labelling next
+Reason = Literal["disagrees", "label"]  # photo and table disagree; worth labelling next
 Verdict = Literal["accept", "reject", "other", "unclear"]
 TABLE, ABOUT = "suggestions.csv", "about.json"
 FORMAT = "facetclip-suggestions-1"
