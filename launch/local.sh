@@ -12,7 +12,7 @@ fail() {
     exit 2
 }
 
-[[ $# -gt 0 && $1 != -* ]] || fail "expected RUN.toml [--processes N] [section.key=value ...]"
+[[ $# -gt 0 && $1 != -* ]] || fail "expected RUN.toml or doctor [--processes N] [section.key=value ...]"
 script=train.py words=("$1") processes=
 if [[ $1 == doctor ]]; then
     script=doctor.py words=()

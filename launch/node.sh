@@ -9,6 +9,8 @@ set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 PATH=$root/.venv/bin:$PATH
+asked=
+trap 'asked=1' TERM HUP INT
 fail() {
     echo "launch/node.sh: $1" >&2
     exit 2
@@ -31,7 +33,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > each ? cores / each : 1))}
 
 folder=
 if [[ $script == train.py ]]; then
-    folder=$(python "$root/launch/run_folder.py" "$@") || exit 2
+    folder=$(python "$root/launch/run_folder.py" "$@") || exit
     [[ $rank -ne 0 ]] || rm -f "$folder/requeue"
 fi
 
@@ -44,22 +46,29 @@ fi
         "$root/training/$script" "$@"
 ) &
 launcher=$!
-trap : TERM HUP INT
-code=0
-wait "$launcher" || code=$?
-if kill -0 "$launcher" 2>/dev/null; then  # a signal has ended the waiting, not the launcher
-    while kill -0 "$launcher" 2>/dev/null; do # what trains may not be there yet, or not listen
-        for child in $(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null); do
-            kill -USR1 "$child" 2>/dev/null || true
-        done
-        sleep 1
-    done
-    wait "$launcher" && code=0 || code=$?
-fi
+grace=${FACETCLIP_GRACE:-60} waited=0 early=
+grace=$((${grace%%.*} + 30))
+while kill -0 "$launcher" 2>/dev/null; do
+    if [[ -n $asked ]]; then
+        children=$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null) || children=
+        if [[ $waited -gt $((grace + 60)) ]]; then
+            kill -KILL "$launcher" $children 2>/dev/null || true
+        elif [[ $script == train.py && -n $children && $waited -le $grace && -z $early ]]; then
+            kill -USR1 $children 2>/dev/null || true # again and again: it may not listen yet
+        elif [[ -z $early ]]; then # nothing trains, or what does is stuck
+            kill -TERM "$launcher" 2>/dev/null || true
+            early=1
+        fi
+        waited=$((waited + 1))
+    fi
+    sleep 1
+done
+wait "$launcher" && code=0 || code=$?
 
 # Launchers end with codes of their own; that the run wants to go on is said by a file, by the first process of all.
+[[ $code -ne 0 && $script == train.py ]] || exit "$code"
+[[ -z $early ]] || exit 75
 for _ in 1 2 3 4 5; do
-    [[ $code -ne 0 ]] || exit 0
     [[ ! -f $folder/requeue ]] || exit 75
     sleep 1
 done

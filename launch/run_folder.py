@@ -7,7 +7,7 @@ from facetclip.config import read_run
 from facetclip.errors import UserError
 
 if __name__ == "__main__":
-    parser = Parser("facetclip train")
+    parser = Parser("facetclip train", add_help=False)
     add_train(parser)
     try:
         words = parser.parse_intermixed_args()
@@ -18,4 +18,5 @@ if __name__ == "__main__":
             )
         print(folder)
     except UserError as error:
-        sys.exit(f"launch: {error}")
+        print(f"launch: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -27,7 +27,7 @@ address=${hosts[0]##*@}
 mark=/tmp/facetclip-$(id -u)-$(hostname)-$$
 words=
 for name in $(compgen -e | grep -E '^(FACETCLIP|MLFLOW|AWS|HF|NCCL|GLOO)_'); do
-    words+="export $name=$(printf %q "${!name}"); "
+    [[ -z ${!name} ]] || words+="export $name=$(printf %q "${!name}"); "
 done
 words+="export PET_NNODES=${#hosts[@]} PET_NPROC_PER_NODE=$each PET_MASTER_ADDR=$address"
 words+=" PET_MASTER_PORT=${FACETCLIP_PORT:-29500}; cd $(printf %q "$PWD"); "

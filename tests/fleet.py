@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,10 @@ def launch_fleet(
     fault: str = "",
     seconds: float = 120,
     engine: str = "ddp",
+    asked: bool = False,
 ) -> Ended:
-    """`work` in `world` processes joined by gloo. As a launcher does, it ends the others when one has failed."""
+    """`work` in `world` processes joined by gloo. As a launcher does, it ends the others when one has failed; `asked`:
+    by SIGTERM first, and at once."""
     folder.mkdir(parents=True, exist_ok=True)
     store = folder / f"store-{time.monotonic_ns()}"
     children = [_fork(folder, store, rank, world, work, fault, engine) for rank in range(world)]
@@ -73,14 +75,21 @@ def launch_fleet(
                     codes[rank] = os.waitstatus_to_exitcode(status)
                     if codes[rank]:
                         killed_at = min(killed_at, time.monotonic() + PATIENCE)
+                        if asked:
+                            _send(signal.SIGTERM, children, codes)
         if time.monotonic() > min(limit, killed_at):
-            for rank, child in enumerate(children):
-                if rank not in codes:
-                    os.kill(child, signal.SIGKILL)
+            _send(signal.SIGKILL, children, codes)
             limit = killed_at = float("inf")
         time.sleep(0.02)
     errors = [(folder / f"error-{rank}.txt").read_text() for rank in range(world)]
     return Ended([codes[rank] for rank in range(world)], errors)
+
+
+def _send(number: int, children: list[int], ended: Collection[int]) -> None:
+    """A signal to those that live."""
+    for rank, child in enumerate(children):
+        if rank not in ended:
+            os.kill(child, number)
 
 
 def load_deepspeed() -> bool:

@@ -51,12 +51,15 @@ def test_every_command_of_a_guide_is_understood(guide: Path) -> None:
 
 
 def test_every_launch_that_is_shown_says_how_many_processes_or_its_file_does() -> None:
+    found = 0
     shown = [path for path in ROOT.glob("*/*") if path.suffix in (".yaml", ".toml", ".md", ".sh", ".sbatch")]
     for path in (ROOT / "README.md", *shown, *(ROOT / "training/runs").glob("*.toml")):
         text = re.sub(r"\\\n#?", " ", path.read_text(encoding="utf-8"))
         for launch, name in re.findall(r"(accelerate launch --config_file accelerate_configs/([\w.]+)[^\n]*)", text):
             configured = yaml.safe_load((ROOT / "accelerate_configs" / name).read_text(encoding="utf-8"))
             assert "num_processes" in configured or "--num_processes" in launch, f"{path.name}: {launch}"
+            found += 1
+    assert found > 10
 
 
 def test_the_page_of_settings_is_what_the_code_takes() -> None:

@@ -98,11 +98,15 @@ def test_photos_without_an_id_of_text_are_refused_with_their_columns(tmp_path: P
 
 @pytest.mark.parametrize("name", ["image_url", "shot"])
 @pytest.mark.parametrize("query", ["", "?width=800"])
-def test_photos_may_be_urls_alone_or_beside_paths(tmp_path: Path, name: str, query: str) -> None:
+def test_photos_may_be_urls_alone(tmp_path: Path, name: str, query: str) -> None:
     text = shop().replace("photo", name).replace("img/", "https://cdn.shop.example/").replace(".jpg", f".jpg{query}")
     assert infer(tmp_path, text).columns.image == name
-    paths, *rows = shop().splitlines()
+
+
+@pytest.mark.parametrize("name", ["photo", "shot"])
+def test_paths_come_before_urls_beside_them(tmp_path: Path, name: str) -> None:
+    paths, *rows = shop().replace("photo", name).splitlines()
     beside = [f"{paths},image_url", *(f"{row},https://cdn.shop.example/{place}.jpg" for place, row in enumerate(rows))]
     schema = infer(tmp_path, "\n".join(beside))
-    assert schema.columns.image == "photo"
+    assert schema.columns.image == name
     assert "image_url" not in schema.names

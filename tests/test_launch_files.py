@@ -1,5 +1,6 @@
 """What starts a training on many machines: the scripts for ssh, and the manifest for Kubernetes."""
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from small_shop import make_shards
 from facetclip.interruption import GRACE, MARKER, REQUEUE
 
 ROOT = Path(__file__).parents[1]
+GPUS = any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd"))
 RUN = """
 [data]
 shards = "{folder}/shards"
@@ -35,7 +37,7 @@ folder = "{folder}/{name}"
 """
 
 LAUNCHER = """#!{python}
-import os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 folder = os.environ["FAKE_FOLDER"]
 trains = '''
 import os, pathlib, signal, sys, time
@@ -43,12 +45,16 @@ def save(number, frame):
     pathlib.Path("{folder}/run").mkdir(exist_ok=True)
     pathlib.Path("{folder}/run/requeue").touch()
     sys.exit(75)
+time.sleep({late})
 signal.signal(signal.SIGUSR1, save)
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep({seconds})
 '''
+if sys.argv[1:] and sys.argv[-1].endswith("doctor.py"):
+    trains = "import time; time.sleep({seconds})"
 rank = sys.argv[sys.argv.index("--machine_rank") + 1] if "--machine_rank" in sys.argv else "alone"
 open(f"{folder}/arguments-{{rank}}", "w").write("\\n".join(sys.argv[1:]))
+json.dump(dict(os.environ), open(f"{folder}/environment-{{rank}}", "w"))
 code = subprocess.run([sys.executable, "-c", trains, f"{folder}/ready-{{rank}}"]).returncode
 sys.exit(int(os.environ.get(f"FAKE_CODE_{{rank}}", 0)) or (code and 1))
 """
@@ -56,7 +62,7 @@ sys.exit(int(os.environ.get(f"FAKE_CODE_{{rank}}", 0)) or (code and 1))
 SSH = """#!/usr/bin/env bash
 while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done
 shift
-exec bash -c "$*"
+exec env -i PATH="$PATH" PYTHONPATH="$PYTHONPATH" FAKE_FOLDER="$FAKE_FOLDER" HOME="$HOME" bash -c "$*"
 """
 
 
@@ -77,10 +83,10 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def set_pace(project: Path, seconds: float) -> None:
-    executable(
-        project / ".venv/bin/accelerate", LAUNCHER.format(python=sys.executable, folder=project, seconds=seconds)
-    )
+def set_pace(project: Path, seconds: float, late: float = 0) -> None:
+    """What trains takes so many seconds, and listens to signals when it is `late`."""
+    text = LAUNCHER.format(python=sys.executable, folder=project, seconds=seconds, late=late)
+    executable(project / ".venv/bin/accelerate", text)
 
 
 def start(project: Path, *words: str, **environment: str) -> "subprocess.Popen[bytes]":
@@ -98,7 +104,7 @@ def wait_for(*paths: Path, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def told(project: Path, rank: int) -> list[str]:
+def told(project: Path, rank: int | str) -> list[str]:
     return (project / f"arguments-{rank}").read_text().split("\n")
 
 
@@ -209,6 +215,7 @@ def test_what_a_run_is_allowed_is_no_setting_of_its_file(project: Path, cluster:
     words = ("run.toml", "--allow", "train.precision", f"output.folder={project}/run")
     assert start(project, "slurm.sbatch", *words, **cluster, FAKE_INTERRUPTED="1").wait(20) == 1
     assert (project / "requeued").read_text().split() == ["7"]
+    (project / "run" / MARKER).unlink()
     process = start(project, "node.sh", *words, **NODE)
     wait_for(project / "ready-2")
     process.send_signal(signal.SIGTERM)
@@ -218,10 +225,51 @@ def test_what_a_run_is_allowed_is_no_setting_of_its_file(project: Path, cluster:
 
 def test_the_launch_itself_can_be_asked_what_is_wrong_with_it(project: Path) -> None:
     set_pace(project, 0)
-    process = start(project, "ssh.sh", "one,two", "4", "doctor", AWS_PROFILE="ours", OTHER="x")
+    given = {"AWS_PROFILE": "our 'own'", "FACETCLIP_CACHE_BYTES": "9", "MLFLOW_TRACKING_TOKEN": "", "OTHER": "x"}
+    process = start(project, "ssh.sh", "one,two", "4", "doctor", **given)
     assert process.wait(30) == 0, (project / "errors").read_text()
-    assert told(project, 1)[-1] == f"{project}/training/doctor.py"
+    for rank in (0, 1):
+        assert told(project, rank)[-1] == f"{project}/training/doctor.py"
+        there = json.loads((project / f"environment-{rank}").read_text())
+        assert there["AWS_PROFILE"] == "our 'own'"
+        assert there["FACETCLIP_CACHE_BYTES"] == "9"
+        assert not {"MLFLOW_TRACKING_TOKEN", "OTHER"} & there.keys()
+
+
+@pytest.mark.skipif(GPUS, reason="local.sh takes the GPUs of this machine")
+def test_a_launch_on_this_machine_passes_its_words_on(project: Path) -> None:
+    set_pace(project, 0)
     assert start(project, "local.sh", "doctor", "--processes", "3").wait(20) == 0
+    words = told(project, "alone")
+    assert words[words.index("--num_processes") + 1] == "3"
+    assert words[-1] == f"{project}/training/doctor.py"
+    assert start(project, "local.sh", "run.toml", "--fresh", "--allow", "a b").wait(20) == 0
+    assert told(project, "alone")[-4:] == ["run.toml", "--fresh", "--allow", "a b"]
+
+
+def test_a_signal_before_what_trains_listens_is_said_again(project: Path) -> None:
+    set_pace(project, 60, late=2.5)
+    process = start(project, "node.sh", "run.toml", **NODE)
+    wait_for(project / "arguments-2")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == REQUEUE
+    assert (project / "run" / MARKER).exists()
+
+
+def test_a_signal_before_anything_trains_ends_the_launch(project: Path) -> None:
+    executable(project / ".venv/bin/accelerate", "#!/bin/sh\ntouch $FAKE_FOLDER/launching\nexec sleep 60\n")
+    process = start(project, "node.sh", "run.toml", **NODE)
+    while not (project / "launching").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == REQUEUE
+
+
+def test_a_launch_that_is_asked_what_is_wrong_with_it_can_be_stopped(project: Path) -> None:
+    process = start(project, "node.sh", "doctor", **NODE)
+    wait_for(project / "arguments-2")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
 
 
 def test_every_machine_is_started_by_ssh_with_its_number(project: Path) -> None:

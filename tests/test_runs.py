@@ -4,15 +4,17 @@ import json
 import os
 import signal
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fleet import launch_fleet
 from small_shop import make_reader, make_shards
 from test_trainer import make_run
 
-from facetclip import faults
+from facetclip import faults, runs
 from facetclip.attempts import MOST
 from facetclip.cli import main
 from facetclip.config import RunConfig
@@ -124,7 +126,7 @@ def test_a_signal_before_the_first_step_or_after_the_last_ends_the_run_and_loses
     shop: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     run, folder = run_of(shop), shop / "run"
-    monkeypatch.setenv("FACETCLIP_FAULT", f"{place}:1=term")
+    monkeypatch.setenv("FACETCLIP_FAULT", f"{place}:1=usr1")
     for _ in range(MOST + 1):  # however often: it is no death of the run
         monkeypatch.setattr(faults, "_reached", Counter())
         with pytest.raises(Interrupted) as stop:
@@ -140,11 +142,47 @@ def test_a_signal_before_the_first_step_or_after_the_last_ends_the_run_and_loses
     assert all(torch.equal(weight, plain[name]) for name, weight in weights.items())
 
 
+@pytest.mark.parametrize("place", ["run.begun", "run.trained"])
+def test_a_signal_to_one_of_several_there_is_told_to_the_launch(shop: Path, place: str) -> None:
+    run = run_of(shop)
+    ended = launch_fleet(shop / "fleet", 2, lambda: finished(run), fault=f"{place}:1=usr1@1", asked=True)
+    assert ended.codes[1] == REQUEUE, ended.errors
+    assert (shop / "run" / MARKER).exists()
+    assert launch_fleet(shop / "fleet", 2, lambda: finished(run)).codes == [0, 0]
+    assert not (shop / "run" / MARKER).exists()
+    alone = load_model(str(run_training(run_of(shop, output={"folder": str(shop / "alone")})).model))
+    together = load_model(str(shop / "run" / "model"))
+    assert together.card.metrics == pytest.approx(alone.card.metrics, rel=1e-4)  # each reads half of the validation
+
+
+@pytest.mark.parametrize("place", ["run.begun", "run.trained"])
+def test_the_death_of_another_process_is_no_wish_to_go_on(shop: Path, place: str) -> None:
+    ended = launch_fleet(shop / "fleet", 2, lambda: finished(run_of(shop)), fault=f"{place}:1=exit@1", asked=True)
+    assert all(code not in (0, REQUEUE) for code in ended.codes), ended.errors
+    assert not (shop / "run" / MARKER).exists()
+
+
+def finished(run: RunConfig) -> int:
+    run_training(run)
+    return 0
+
+
 def test_a_signal_before_the_run_listens_is_heard_when_it_does(shop: Path) -> None:
     with listening():
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(Interrupted):
             run_training(run_of(shop))
+    assert (shop / "run" / MARKER).exists()
+
+
+def test_a_wish_that_somebody_swallowed_is_heard_in_the_end(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def heedless(*_: Any) -> None:
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(runs, "file_results", heedless)
+    with pytest.raises(Interrupted):
+        run_training(run_of(shop))
     assert (shop / "run" / MARKER).exists()
 
 

@@ -24,14 +24,14 @@ import facetclip.agreement as agreement_module
 import facetclip.checkpoint as checkpoint_module
 import facetclip.trainer as trainer_module
 import facetclip.validation as validation_module
-from facetclip.attempts import count_attempt
+from facetclip.attempts import counted
 from facetclip.batches import Batch
 from facetclip.checkpoint import Checkpoint, load_checkpoint
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
 from facetclip.goodput import RECORD as GOODPUT
 from facetclip.goodput import Goodput
-from facetclip.interruption import REQUEUE, Interrupted
+from facetclip.interruption import MARKER, REQUEUE, Interrupted
 from facetclip.launch import make_accelerator
 from facetclip.lease import LEASE, RunLease
 from facetclip.progress import STACKS, STUCK, Progress, beats
@@ -287,6 +287,7 @@ def test_a6_a_process_that_cannot_reach_its_next_step_leaves_by_itself(
     monkeypatch.setenv("FACETCLIP_GRACE", "1")
     run = run_of(shop, "grace")
     assert launch(run, 2, "train.step:3=term@0,train.step:3=hang@1").codes == [REQUEUE, -signal.SIGKILL]
+    assert (Path(run.output.folder) / MARKER).exists()
 
 
 def test_a6_under_the_launcher_a_signal_leaves_a_marker_and_the_same_command_goes_on(shop: Path) -> None:
@@ -346,10 +347,15 @@ def test_a9_another_machine_holds_a_run_until_it_is_silent(tmp_path: Path) -> No
 
 def test_a9_the_third_death_at_one_step_is_the_last(tmp_path: Path) -> None:
     for died_at in (None, 5, 5, 4, 5, 5):
-        count_attempt(tmp_path, died_at)
-    with pytest.raises(UserError, match="3 starts in a row died at step 5"):
-        count_attempt(tmp_path, 5)
-    count_attempt(tmp_path, None)
+        with counted(tmp_path, died_at):
+            pass
+    for refused in (UserError("a mistake"), Interrupted(), UserError("another")):
+        with pytest.raises(type(refused)), counted(tmp_path, 4):  # which is no start, and counts nothing
+            raise refused
+    with pytest.raises(UserError, match="3 starts in a row died at step 5"), counted(tmp_path, 5):
+        pytest.fail("it starts")
+    with counted(tmp_path, None):
+        pass
 
 
 @pytest.mark.parametrize("kind", ["raise", "kill", "crash", "exit"])

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from facetclip import __version__
 from facetclip.arguments import Parser
 from facetclip.errors import OwnMistake, UserError, redacted
-from facetclip.interruption import REQUEUE, Interrupted, listening
+from facetclip.interruption import ANYTIME, REQUEUE, Interrupted, listening
 
 # Verb -> (module that parses and runs it, what it does). Only the module of the verb at hand is imported, since those
 # that train and read take seconds to import.
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help") or words[0] not in VERBS:
         return _overview(words)
     verb = words[0]
-    with listening() if verb == "train" else nullcontext():  # also while that is imported: it goes on later
+    with listening(signals=ANYTIME) if verb == "train" else nullcontext():  # and while that is imported
         return _run(verb, words[1:])
 
 

@@ -46,17 +46,19 @@ def finish_model(
         reader.load_state_dict(blend(origin, tuned, alpha) if alpha < 1 else tuned)
 
     alphas = (1.0, *(ALPHAS if start is not None and (labels >= 0).any() else ()))
-    read, judgements = [], []
+    chosen, least = None, np.inf
     for alpha in alphas:
         mix(alpha)
-        read.append(read_logits(reader, inputs, rows))
-        judgements.append(judge(read[-1], labels, index.schema))
-    losses = [np.inf if judgement.loss is None else judgement.loss for judgement in judgements]
-    chosen = int(np.argmin(losses))
+        logits = read_logits(reader, inputs, rows)
+        judgement = judge(logits, labels, index.schema)
+        if chosen is None or (judgement.loss is not None and judgement.loss < least):
+            chosen, least = (alpha, logits, judgement), np.inf if judgement.loss is None else judgement.loss
+    assert chosen is not None
+    alpha, logits, judgement = chosen
     if processes()[0] == 0:
-        mix(alphas[chosen])
-        _ship(reader, out, index, read[chosen], judgements[chosen], alphas[chosen])
-    return judgements[chosen]
+        mix(alpha)
+        _ship(reader, out, index, logits, judgement, alpha)
+    return judgement
 
 
 def _ship(

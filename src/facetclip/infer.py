@@ -21,13 +21,11 @@ COUNTING = {"one", "two", "three", "single", "double", "some", "half", "full", "
 ROLES = {
     "item": ("item_id", "item", "sku", "id", "image_id", "variant_id", "asin"),
     "product": ("product_id", "product", "style", "style_id", "parent_id", "parent", "group_id", "model"),
-    "image": (
-        *("image", "image_path", "photo", "file_name", "filename", "file", "path", "picture", "img"),
-        *("image_url", "photo_url", "picture_url", "img_url"),
-    ),
+    "image": ("image", "image_path", "photo", "file_name", "filename", "file", "path", "picture", "img"),
     "title": ("title", "name", "product_name", "product_title"),
     "split": ("split", "fold", "subset"),
 }
+IMAGE_URLS = ("image_url", "photo_url", "picture_url", "img_url")
 NOT_APPLICABLE_WORDS = {"n/a", "na", "#n/a"}
 IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|avif|gif)([?#].*)?$", re.IGNORECASE)
 
@@ -72,7 +70,10 @@ def _roles(catalog: Catalog, text: dict[str, list[str]]) -> dict[str, str]:
     """Role -> column, by name and then by what the cells look like."""
     by_word = {spelling(name): name for name in catalog.table.column_names}
     roles = {role: _named(words, by_word) for role, words in ROLES.items()}
-    roles["image"] = roles["image"] or _image_column(catalog, text)
+    roles["image"] = roles["image"] or _image_column(text) or _named(IMAGE_URLS, by_word)
+    if not roles["image"]:
+        known = ", ".join(catalog.table.column_names)
+        raise UserError(f"{catalog.name}: no column holds image paths; the columns are: {known}")
     if len(set(text.get(roles["item"], ()))) < len(catalog):
         roles["item"] = _unique_column(text, roles["image"]) or roles["image"]
     if roles["item"] not in text:
@@ -90,13 +91,11 @@ def _named(words: Sequence[str], by_word: dict[str, str]) -> str:
     return next((by_word[spelling(word)] for word in words if spelling(word) in by_word), "")
 
 
-def _image_column(catalog: Catalog, text: dict[str, list[str]]) -> str:
+def _image_column(text: dict[str, list[str]]) -> str:
+    """The column whose cells look most like photos' names, if half of them do; of two alike the first."""
     share = {name: sum(bool(IMAGE_PATH.search(cell)) for cell in cells) / len(cells) for name, cells in text.items()}
     best = max(share, key=lambda name: share[name], default="")
-    if share.get(best, 0) < 0.5:
-        known = ", ".join(catalog.table.column_names)
-        raise UserError(f"{catalog.name}: no column holds image paths; the columns are: {known}")
-    return best
+    return best if share.get(best, 0) >= 0.5 else ""
 
 
 def _unique_column(text: dict[str, list[str]], image: str) -> str:

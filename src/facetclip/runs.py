@@ -1,7 +1,10 @@
 """One run, whole: train under any launcher, track in MLflow, measure the best model, register it."""
 
 import json
+import os
+import sys
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +12,14 @@ from accelerate import Accelerator
 
 from facetclip import faults
 from facetclip.attempts import RECORD as ATTEMPTS
-from facetclip.attempts import count_attempt
+from facetclip.attempts import counted
 from facetclip.config import RunConfig
 from facetclip.errors import UserError, redacted
 from facetclip.evaluate import evaluate
 from facetclip.files import remove, write_whole
 from facetclip.finishing import finish_model
 from facetclip.goodput import RECORD as GOODPUT
-from facetclip.interruption import MARKER, Interrupted, listening
+from facetclip.interruption import ANYTIME, MARKER, REQUEUE, Interrupted, listening, mark
 from facetclip.launch import make_accelerator
 from facetclip.lease import RunLease
 from facetclip.model import CARD, load_model
@@ -57,17 +60,32 @@ def run_training(run: RunConfig, *, fresh: bool = False, allow: Collection[str] 
     folder = Path(run.output.folder)
     lease = RunLease(folder) if accelerator.is_main_process else None
     try:
-        with listening(at_once=True):
-            outcome = _train(run, accelerator, folder, fresh=fresh, allow=allow)
-    except Interrupted as stop:
         if lease:
-            write_whole(folder / MARKER, f"{stop}\n".encode())
+            remove(folder / MARKER)
+        with listening(folder / MARKER, ANYTIME, at_once=True) as interruption:
+            outcome = _train(run, accelerator, folder, fresh=fresh, allow=allow)
+            if interruption.wanted:  # in a moment in which no exception can be raised
+                raise Interrupted
+    except Interrupted as stop:
+        mark(folder / MARKER, stop)
+        if stop.step is None and accelerator.num_processes > 1:
+            _part(stop, lease)
         raise
     finally:
         if lease:
             lease.release()
     leave(accelerator)
     return outcome
+
+
+def _part(stop: Interrupted, lease: RunLease | None) -> None:
+    """Leave at once, while other processes are elsewhere: whatever waits for them may wait for ever."""
+    if lease:
+        lease.release()
+        print(f"facetclip train: {stop}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(REQUEUE)
 
 
 def _train(
@@ -94,21 +112,16 @@ def _train(
 
 def _begun(run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: bool, allow: Collection[str]) -> Trainer:
     """The trainer where the run folder stopped, tracked by the first process."""
-    remove(folder / MARKER)
     if fresh:
         _check_start(run, folder)
     trainer = Trainer(run, accelerator, forget=MADE if fresh else ())
-    if accelerator.is_main_process:
-        count_attempt(folder, trainer.died_at if "crashes" not in allow else None)
-    try:
+    main = accelerator.is_main_process
+    died_at = trainer.died_at if "crashes" not in allow else None
+    with counted(folder, died_at) if main else nullcontext():
         faults.reach("run.begun")
         trainer.resume(allow)
-        if accelerator.is_main_process:
+        if main:
             trainer.tracker = start_tracker(trainer.run, folder)
-    except (UserError, Interrupted, KeyboardInterrupt):
-        if accelerator.is_main_process:  # a mistake that the next start makes good, or a wish: no death of the run
-            trainer.goodput.store(ended=True)
-        raise
     return trainer
 
 

@@ -42,7 +42,7 @@ from facetclip.files import remove, replace_folder
 from facetclip.goodput import Goodput
 from facetclip.gradients import Gradients
 from facetclip.index import ShardIndex, open_index
-from facetclip.interruption import Interrupted, Interruption, listening
+from facetclip.interruption import MARKER, Interrupted, Interruption, listening
 from facetclip.launch import check_engine, make_engine, precision_of
 from facetclip.model import save_model
 from facetclip.optimizers import build_optimizer
@@ -198,11 +198,11 @@ class Trainer:
         if not self.steps:
             self.validate()
         self._beat()
-        with listening() as self.interruption, watched(self.progress, self.run.watch.timeout):
+        with listening(self.folder / MARKER) as self.interruption, watched(self.progress, self.run.watch.timeout):
             self._settle()
             self._loop()
-        if self.interruption.wanted:  # since the last reading, after which all was saved
-            raise Interrupted(self.state.step)
+            if any(gather_objects(self.interruption.wanted)):  # since the last reading, after which all was saved
+                raise Interrupted(self.state.step if self.steps else None)
         return TrainResult(self.folder / "best", self.state.best, self.state.best_step)
 
     def _settle(self) -> None:
