@@ -1,5 +1,6 @@
 import io
 import os
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -370,3 +371,29 @@ def test_a_damaged_file_gives_a_picture_or_a_reason_never_another_error(data):
     else:
         with pytest.raises(BadImage):
             read_rgb(damaged)
+
+
+def outcome(data: bytes) -> bytes | str:
+    try:
+        pixels = images.read_pixels(data, at_least=20)
+    except BadImage as bad:
+        return bad.code
+    return bytes(str(pixels.shape), "ascii") + pixels.tobytes()
+
+
+@pytest.mark.parametrize("size", [(33, 70), (257, 129), (16, 16)])
+def test_what_we_packed_is_read_without_its_header_as_with_it(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encode_jpeg(photo(*size))
+    assert images._own_size(data) == size
+    header = len(b"".join(images._own_header())) + 4
+    draw = random.Random(0)
+    damaged = [data, *(data[:cut] for cut in (0, 3, header - 1, header, len(data) - 2, len(data) - 60))]
+    for place in (*range(header), *(draw.randrange(header, len(data)) for _ in range(200))):
+        changed = bytearray(data)
+        changed[place] ^= 1 << draw.randrange(8)
+        damaged.append(bytes(changed))
+    quick = [outcome(each) for each in damaged]
+    monkeypatch.setattr(images, "_own_size", lambda data: None)
+    assert quick == [outcome(each) for each in damaged]

@@ -252,7 +252,7 @@ def test_more_values_than_a_sheet_can_show_go_on_further_ones(
 ) -> None:
     monkeypatch.setattr(inspection, "ROWS", 2)
     names = [path.name for path in draw_sheets(index, tmp_path, each=1)]
-    assert names == ["category.png", "sleeve.png", "colour 1 of 2.png", "colour 2 of 2.png"]
+    assert names == ["category.png", "sleeve 1 of 2.png", "sleeve 2 of 2.png", "colour 1 of 2.png", "colour 2 of 2.png"]
 
 
 def test_a_sheet_shows_grey_where_a_photo_is_bad_and_names_it_anyway(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from facetclip.errors import UserError
 from facetclip.files import remove, write_whole
@@ -23,7 +24,7 @@ def counted(folder: Path, died_at: int | None) -> Iterator[None]:
     path, count = folder / RECORD, 0
     before = path.read_bytes() if path.is_file() else None
     if died_at is not None:
-        stored = json.loads(before) if before else {"step": None}
+        stored: dict[str, Any] = json.loads(before) if before else {"step": None}
         count = stored["count"] + 1 if stored["step"] == died_at else 1
     write_whole(path, json.dumps({"step": died_at, "count": count}).encode())
     if count >= MOST:

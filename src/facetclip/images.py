@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -154,7 +155,7 @@ def read_rgb(data: bytes, *, at_least: int | None = None) -> Image.Image:
     which gives nearly the same result at half the time (SPARES; docs/log.md has the numbers).
     """
     image = _open(data)
-    pixels = _decoded(data, image, _eighths(image, at_least))
+    pixels = _decoded(data, image, _eighths_of(image, at_least))
     if at_least is not None and image.info.get("icc_profile"):
         pixels = _halved(pixels, at_least)  # or the profile of a large image would take seconds
     return _rgb(image, pixels)
@@ -162,9 +163,11 @@ def read_rgb(data: bytes, *, at_least: int | None = None) -> Image.Image:
 
 def read_pixels(data: bytes, *, at_least: int | None = None) -> np.ndarray:
     """What `read_rgb` gives, as uint8 [height, width, 3]; a JPEG as cameras and shops make them goes no detour."""
+    if (own := _own_size(data)) is not None:
+        return _decoded_jpeg(data, "RGB", own, _eighths(own, at_least))
     image = _open(data)
     if image.format in _JPEG and image.mode == "RGB" and not image.info.get("icc_profile"):
-        pixels = _decoded_jpeg(data, image, _eighths(image, at_least))
+        pixels = _decoded_jpeg(data, "RGB", image.size, _eighths_of(image, at_least))
         if (turn := _TURNS.get(_orientation(image))) is None:
             return pixels
         return np.asarray(Image.fromarray(pixels).transpose(turn))
@@ -197,7 +200,7 @@ def shrunk_image(data: bytes, size: int) -> tuple[bytes, Image.Image]:
     """What `shrink` gives, and the picture that it shows, for whoever looks at it without decoding it again."""
     image = _open(data)
     before, shape = image.size, shrunk(*image.size, size)
-    pixels = _decoded(data, image, _eighths(image, min(shape)))
+    pixels = _decoded(data, image, _eighths_of(image, min(shape)))
     turn = _orientation(image)
     if image.info.get("icc_profile"):
         pixels = _halved(pixels, min(shape))
@@ -256,8 +259,14 @@ def _open(data: bytes) -> Image.Image:
         raise
     except Exception as error:
         raise _unopened(data) from error
-    width, height = image.size
-    most = FEWER_PIXELS.get(str(image.format), MOST_PIXELS)
+    _check_size(data, image.size, str(image.format))
+    return image
+
+
+def _check_size(data: bytes, size: tuple[int, int], kind: str) -> None:
+    """BadImage where an image of this size and format is not decoded."""
+    width, height = size
+    most = FEWER_PIXELS.get(kind, MOST_PIXELS)
     if width * height > most:
         raise BadImage("too_many_pixels", f"{width} x {height} pixels; at most {most:,} are decoded")
     if min(width, height) < FEWEST_PIXELS:
@@ -265,9 +274,28 @@ def _open(data: bytes) -> Image.Image:
     if max(width, height) > MOST_ASPECT * min(width, height):
         raise BadImage("too_thin", f"{width} x {height} pixels; {CODES['too_thin']}")
     scanned = len(data) // 2 * width * height > MOST_SCANNED  # can they be so many at all? counting takes its time
-    if image.format in _JPEG and scanned and (scans := data.count(_START_OF_SCAN)) * width * height > MOST_SCANNED:
+    if kind in _JPEG and scanned and (scans := data.count(_START_OF_SCAN)) * width * height > MOST_SCANNED:
         raise BadImage("too_many_scans", f"{width} x {height} pixels in {scans} scans; {CODES['too_many_scans']}")
-    return image
+
+
+@cache
+def _own_header() -> tuple[bytes, bytes]:
+    """What stands before the height and after the width in the header of every JPEG by `encode_jpeg`."""
+    before, _, rest = encode_jpeg(Image.new("RGB", (258, 772))).partition(bytes([3, 4, 1, 2]))
+    scan = rest.index(_START_OF_SCAN)
+    return before, rest[: scan + 2 + int.from_bytes(rest[scan + 2 : scan + 4], "big")]
+
+
+def _own_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG whose header else is that of `encode_jpeg`: no profile, no orientation. None for any
+    other image."""
+    before, after = _own_header()
+    at = len(before)
+    if not data.startswith(before) or data[at + 4 : at + 4 + len(after)] != after:
+        return None
+    size = int.from_bytes(data[at + 2 : at + 4], "big"), int.from_bytes(data[at : at + 2], "big")
+    _check_size(data, size, "JPEG")
+    return size
 
 
 def _unopened(data: bytes) -> BadImage:
@@ -284,12 +312,16 @@ def _unopened(data: bytes) -> BadImage:
     return BadImage("not_an_image", f"the bytes are not an image; they begin {start[:16]!r}")
 
 
-def _eighths(image: Image.Image, at_least: int | None) -> int:
+def _eighths_of(image: Image.Image, at_least: int | None) -> int:
+    return _eighths(image.size, at_least, progressive=bool(image.info.get("progressive")))
+
+
+def _eighths(size: tuple[int, int], at_least: int | None, *, progressive: bool = False) -> int:
     """At how many eighths of its size a JPEG is decoded; three pay off only for progressive ones."""
     if at_least is None:
         return WHOLE
     for eighths, spare in SPARES:
-        if min(image.size) * eighths >= WHOLE * spare * at_least and (eighths != 3 or image.info.get("progressive")):
+        if min(size) * eighths >= WHOLE * spare * at_least and (eighths != 3 or progressive):
             return eighths
     return WHOLE
 
@@ -310,7 +342,7 @@ def _decoding() -> Iterator[None]:
 def _decoded(data: bytes, image: Image.Image, eighths: int) -> Image.Image:
     """The pixels of the opened image, decoded to its last byte; a JPEG at so many eighths of its size."""
     if image.format in _JPEG and image.mode in _CODED:
-        found = _decoded_jpeg(data, image, eighths)
+        found = _decoded_jpeg(data, image.mode, image.size, eighths)
         pixels = Image.new(image.mode, found.shape[1::-1], None)  # `frombuffer` would fill it with black first
         pixels.frombytes(found.data, "raw", _RAW[image.mode])
         return pixels
@@ -319,11 +351,11 @@ def _decoded(data: bytes, image: Image.Image, eighths: int) -> Image.Image:
     return image
 
 
-def _decoded_jpeg(data: bytes, image: Image.Image, eighths: int) -> np.ndarray:
+def _decoded_jpeg(data: bytes, mode: str, size: tuple[int, int], eighths: int) -> np.ndarray:
     """What libjpeg-turbo makes of a JPEG, uint8 [height, width, channels]; refused for as much as a warning."""
-    width, height = (-(-edge * eighths // WHOLE) for edge in image.size)
+    width, height = (-(-edge * eighths // WHOLE) for edge in size)
     with _decoding():
-        found = simplejpeg.decode_jpeg(data, _CODED[image.mode], min_width=width, min_height=height, min_factor=1)
+        found = simplejpeg.decode_jpeg(data, _CODED[mode], min_width=width, min_height=height, min_factor=1)
         if found.shape[:2] != (height, width):
             raise ValueError(f"expected {width} x {height} pixels, found {found.shape[1]} x {found.shape[0]}")
     return found

@@ -37,7 +37,7 @@ class Shard:
 class _OpenFile:
     """A file descriptor that lives as long as someone holds this: an eviction never closes it under a reader."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -50,9 +50,9 @@ class _OpenFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
 
-    def read(self, path: Path, offset: int, length: int) -> bytes:
+    def read(self, path: str, offset: int, length: int) -> bytes:
         with self._lock:
             file = self._files.get(path) or _OpenFile(path)
             self._files[path] = file
@@ -99,7 +99,7 @@ class LocalShards:
 
     def read(self, shard: Shard, offset: int, length: int) -> bytes:
         """Bytes of a shard, fewer where it ends early; safe from many threads."""
-        return self._open.read(self.folder / shard.name, offset, length)
+        return self._open.read(f"{self.folder}{os.sep}{shard.name}", offset, length)
 
     def renewed(self, shard: Shard) -> bool:
         """Whether a damaged shard may be whole when it is read again."""
