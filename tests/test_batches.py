@@ -116,8 +116,8 @@ def test_memory_does_not_grow_from_epoch_to_epoch(tmp_path: Path) -> None:
     told = subprocess.run([sys.executable, "-c", HELD, str(tmp_path)], capture_output=True, text=True, check=True)
     held = [int(line) for line in told.stdout.split()]
     an_epoch = 60 * 128 * 128 * 3
-    # The first ones fill the memory that threads keep for themselves, and once in a while a thread takes an epoch's worth
-    # more; of what eighty read not a twentieth stays.
+    # The first ones fill the memory that threads keep for themselves, and once in a while a thread takes some more for
+    # good; of what eighty epochs read not a twentieth stays.
     assert min(held[-10:]) - min(held[30:40]) < 80 * an_epoch / 20
 
 
