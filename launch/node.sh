@@ -50,18 +50,19 @@ grace=${FACETCLIP_GRACE:-60} waited=0 early=
 grace=$((${grace%%.*} + 30))
 while kill -0 "$launcher" 2>/dev/null; do
     if [[ -n $asked ]]; then
-        children=$(cat "/proc/$launcher/task/$launcher/children" 2>/dev/null) || children=
+        children=()
+        read -ra children 2>/dev/null <"/proc/$launcher/task/$launcher/children" || true
         if [[ $waited -gt $((grace + 60)) ]]; then
-            kill -KILL "$launcher" $children 2>/dev/null || true
-        elif [[ $script == train.py && -n $children && $waited -le $grace && -z $early ]]; then
-            kill -USR1 $children 2>/dev/null || true # again and again: it may not listen yet
+            kill -KILL "$launcher" "${children[@]}" 2>/dev/null || true
+        elif [[ $script == train.py && ${#children[@]} -gt 0 && $waited -le $grace && -z $early ]]; then
+            kill -USR1 "${children[@]}" 2>/dev/null || true # again and again: it may not listen yet
         elif [[ -z $early ]]; then # nothing trains, or what does is stuck
             kill -TERM "$launcher" 2>/dev/null || true
             early=1
         fi
         waited=$((waited + 1))
     fi
-    sleep 1
+    sleep 1 || true # a signal to all of them ends it, too
 done
 wait "$launcher" && code=0 || code=$?
 
@@ -70,6 +71,6 @@ wait "$launcher" && code=0 || code=$?
 [[ -z $early ]] || exit 75
 for _ in 1 2 3 4 5; do
     [[ ! -f $folder/requeue ]] || exit 75
-    sleep 1
+    sleep 1 || true
 done
 exit "$code"
