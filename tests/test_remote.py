@@ -136,6 +136,8 @@ def test_a_place_without_an_index_is_named(shop, tmp_path):
         open_index("nothing://x")
     with pytest.raises(UserError, match=r"gs://shop/x: cannot be read here: .*gcsfs"):
         open_index("gs://shop/x")
+    with pytest.raises(UserError, match=r"ftp://127\.0\.0\.1:9/x: cannot be reached: .*refused"):
+        open_index("ftp://127.0.0.1:9/x")
 
 
 def test_an_address_that_nobody_listens_at_is_given_up():

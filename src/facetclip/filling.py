@@ -185,7 +185,8 @@ def _part(scores: Output, part: dict[str, Any]) -> pa.Table:
     content = scores.read(part["name"])
     if hashlib.sha256(content).hexdigest() != part["sha256"]:
         raise UserError(f"{scores.spot(part['name'])}: is not what {MANIFEST} says; run facetclip extract again")
-    return pq.read_table(io.BytesIO(content))
+    # `read_table` leaves threads behind, and where the process then ends at once, with a refusal, it aborts.
+    return pq.ParquetFile(pa.BufferReader(content)).read()
 
 
 def _placed(items: int, rows: np.ndarray, read: _Read) -> _Read:

@@ -271,3 +271,5 @@ class RemoteFolder:
                 f"{self}: cannot be read here: {first_line(error)} (for s3:// pip install 'facetclip[remote]', for "
                 "gs:// gcsfs)"
             ) from error
+        except OSError as error:  # of systems that connect at once, such as ftp
+            raise UserError(f"{self}: cannot be reached: {first_line(error)}") from error
