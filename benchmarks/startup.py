@@ -88,14 +88,14 @@ def started(before: list[str], run: Path) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{run.parent / 'mlflow.db'}"
     command = [*before, "-m", "benchmarks.startup", "--child", str(run)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith(BEGUN):
-            told = json.loads(line.removeprefix(BEGUN)) | {"clock": time.perf_counter() - began}
-            process.wait()
-            return told
-    raise RuntimeError(f"{command} ended with {process.wait()}, and no step began")
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith(BEGUN):
+                told = json.loads(line.removeprefix(BEGUN)) | {"clock": time.perf_counter() - began}
+                process.communicate()  # the rest, so that it can end
+                return told
+    raise RuntimeError(f"{command} ended with {process.returncode}, and no step began")
 
 
 def summary(starts: list[dict[str, Any]]) -> dict[str, Any]:
