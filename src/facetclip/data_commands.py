@@ -263,7 +263,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def run_inspect(args: argparse.Namespace) -> int:
     """Say what shards hold; 1 where they are damaged."""
-    index = open_index(args.shards)
+    index = open_index(args.shards, lengths=not args.verify)  # --verify lists what is wrong, all of it
     print(describe(index))
     damaged = list(verify(index)) if args.verify else []
     for damage in damaged:
