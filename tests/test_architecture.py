@@ -36,7 +36,7 @@ LAYERS = [
         "filling",
         "onnx_export",
     },
-    {"launch", "finishing", "features", "step_log", "start", "updates", "gradients"},
+    {"launch", "finishing", "features", "step_log", "start", "updates", "repairs", "gradients"},
     {"zero", "claims", "indexing"},
     {"joining"},
     {"engine", "slices"},

@@ -118,7 +118,9 @@ def test_an_index_whose_facts_were_changed_is_one_line(index):
     for name, fact in ((b"shards", b"{"), (b"schema", b"{}"), (b"size", b"many")):
         facts = {**(table.schema.metadata or {}), name: fact}
         pq.write_table(table.replace_schema_metadata(facts), index.folder / INDEX_NAME)
-        with pytest.raises(UserError, match=r"index\.parquet: damaged .*; run facetclip shard again"):
+        with pytest.raises(
+            UserError, match=r"index\.parquet: damaged .*; delete the folder, or .* run facetclip shard again"
+        ):
             open_index(index.folder)
 
 

@@ -145,10 +145,9 @@ def test_d_a_bad_tar_is_named_with_shard_offset_and_key(index: ShardIndex, kind:
     first = found[0]
     around = {(int(index.offset[row]), key_of(index.item_id(row))) for row in (3, 4)}
     assert (first.offset, first.key) in around
-    if path.stat().st_size == index.shards[1].bytes:
-        assert main(["inspect", str(index.folder), "--verify"]) == 1
-        assert f"{first.shard}, offset {first.offset:,}, key {first.key}" in capsys.readouterr().out
-    else:  # already when it is opened
+    assert main(["inspect", str(index.folder), "--verify"]) == 1
+    assert f"{first.shard}, offset {first.offset:,}, key {first.key}" in capsys.readouterr().out
+    if path.stat().st_size != index.shards[1].bytes:  # whoever goes by the index sees it when it is opened
         with pytest.raises(UserError, match=r"shard-000001.tar: expected .* bytes, found"):
             open_index(index.folder)
 
@@ -187,6 +186,22 @@ def test_d_what_lies_behind_the_samples_is_noticed(index: ShardIndex) -> None:
 def test_d_a_shard_that_is_gone_is_named(index: ShardIndex) -> None:
     (index.folder / index.shards[2].name).unlink()
     assert "shard-000002.tar: cannot be read" in str(next(verify(index)))
+
+
+def test_d_every_damaged_tar_of_a_folder_is_listed(index: ShardIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third = (index.folder / shard.name for shard in index.shards)
+    first.write_bytes(first.read_bytes()[:-20_000])
+    second.write_bytes(flipped(second.read_bytes(), int(index.offset[4]) + 50))
+    third.unlink()
+    assert main(["inspect", str(index.folder), "--verify"]) == 1
+    said = capsys.readouterr().out
+    assert [name for name in ("000000", "000001", "000002") if f"\nshard-{name}.tar" in said] == [
+        "000000",
+        "000001",
+        "000002",
+    ]
+    assert "3 of 4 files damaged" in said
+    assert main(["inspect", str(index.folder)]) == 2, "without --verify a folder is not half described"
 
 
 def test_d_shards_at_a_url_are_read_there_whatever_the_cache_has(

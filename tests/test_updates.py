@@ -349,7 +349,7 @@ def test_more_may_be_removed_when_it_is_said(shop):
     assert_as_fresh(shop)
 
 
-@pytest.mark.parametrize(("more", "name"), [({"resize": 48}, "resize 64"), ({"seed": 1}, "seed 0")])
+@pytest.mark.parametrize(("more", "name"), [({"resize": 48}, "--resize 64"), ({"seed": 1}, "--seed 0")])
 def test_other_settings_need_another_folder(shop, more, name):
     added(shop, [40])
     with pytest.raises(UserError, match=f"was built with {name}, asked for is"):

@@ -18,6 +18,7 @@ from facetclip.index import INDEX_NAME, read_metadata
 from facetclip.lease import Held, Lease, holder
 from facetclip.portions import WHOLE, Portion
 from facetclip.slices import PARTS, Build
+from facetclip.store import ANEW
 
 PLAN = "plan.json"
 AGAIN = 0.2  # seconds between two tries
@@ -37,6 +38,8 @@ def claimed(build: Build, portion: Portion, *, patience: float = 0.0) -> Iterato
     out, parts = build.spec.out, build.spec.out / PARTS
     strange = out.exists() and any(out.iterdir()) and not parts.is_dir()
     if strange and not (out / INDEX_NAME).exists():  # or another portion wrote the index and cleared up just now
+        if any(out.glob("shard-*.tar")):
+            raise UserError(f"{out}: holds shards, but their {INDEX_NAME} is lost; {ANEW}")
         raise UserError(f"{out}: not empty, and not an unfinished build of shards; use another --out")
     lease = _leased(parts, portion, patience)
     try:
@@ -82,6 +85,8 @@ def _agree(build: Build) -> None:
         for left in (*path.parent.glob("shard-*.parquet"), *filter(build.is_new, out.glob("*.tar"))):
             left.unlink()
         write_whole(path, own)
+    elif build.kept is None and (out / INDEX_NAME).exists():
+        raise UserError(f"{out}: an update was interrupted; run it again, with --update")
     elif build.kept is not None:
         raise UserError(f"{out}: an update by {OTHER} was interrupted; run that again, or the new one without parts")
     else:

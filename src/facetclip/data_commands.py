@@ -159,6 +159,11 @@ def add_shard(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="have a finished folder follow its catalog: pack new and changed photos, write a new index",
     )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="read every byte of a finished folder and pack damaged shards again; else only what has another length is",
+    )
     parser.add_argument("--max-removed", type=share, help="largest share of its items that an update may drop; 0.1")
     parser.add_argument(
         "--join-duplicates",
@@ -192,6 +197,7 @@ def run_shard(args: argparse.Namespace) -> int:
         fetch=_fetch_spec(args),
         join=args.join_duplicates,
         update=args.update,
+        repair=args.repair,
         max_removed=ShardSpec.max_removed if args.max_removed is None else args.max_removed,
     )
     catalog, schema = read_catalog(args.catalog, split=args.dataset_split), read_schema(args.schema)
@@ -211,12 +217,16 @@ def run_shard(args: argparse.Namespace) -> int:
 def _print_shards(report: ShardReport) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in report.splits.items())
     print(f"{report.folder}: {report.samples} items in {report.shards} shards ({splits})")
+    if report.repaired:
+        print(f"{report.repaired} damaged shards were packed again, byte for byte as they were")
     if report.changes is not None:
         done = report.changes
         print(
             f"updated: {done.added} items added, {done.changed} with another photo, {done.removed} removed; "
             f"{done.bytes / 1e6:,.1f} MB of new shards"
         )
+    if report.changes is not None and report.changes.mended:
+        print(f"{report.changes.mended} items whose shard was damaged were packed again, into new shards")
     if report.changes is not None and report.changes.gone:
         print(f"{report.changes.gone} items keep their photo, which is no longer where the catalog says")
     if report.changes is not None and report.changes.moved:
@@ -263,7 +273,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def run_inspect(args: argparse.Namespace) -> int:
     """Say what shards hold; 1 where they are damaged."""
-    index = open_index(args.shards)
+    index = open_index(args.shards, lengths=not args.verify)  # --verify lists what is wrong, all of it
     print(describe(index))
     damaged = list(verify(index)) if args.verify else []
     for damage in damaged:

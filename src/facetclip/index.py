@@ -25,7 +25,7 @@ from facetclip.files import writing
 from facetclip.prefetch import Portion, fetched_ahead
 from facetclip.schema import Schema
 from facetclip.splits import SPLITS
-from facetclip.store import INDEX_NAME, CachedShards, LocalShards, Shard, open_store
+from facetclip.store import ANEW, INDEX_NAME, REPAIR, CachedShards, LocalShards, Shard, open_store
 
 FORMAT = "facetclip-index-3"
 LABEL = "label:"  # before the attribute's name in the Parquet column
@@ -183,7 +183,7 @@ class ShardIndex:
         if problem and self.store.renewed(self.shards[self.shard[row]]):
             problem = self._problem(row, image := self._bytes(row))
         if problem:
-            raise OwnMistake(f"{self._spot(row)}: {problem}; run facetclip shard again")
+            raise OwnMistake(f"{self._spot(row)}: {problem}; {REPAIR}")
         return image
 
     def coming(self, portions: Iterable[Portion], rows_of: Callable[[Portion], np.ndarray]) -> Iterator[Portion]:
@@ -218,9 +218,7 @@ class ShardIndex:
                 return file.read(columns=[name]).column(name)
         except (pa.ArrowException, OSError, KeyError) as error:
             told = first_line(error)
-            raise UserError(
-                f"{self.store}/{INDEX_NAME}: column {name}: damaged ({told}); run facetclip shard again"
-            ) from error
+            raise UserError(f"{self.store}/{INDEX_NAME}: column {name}: damaged ({told}); {ANEW}") from error
 
     def _numbers(self, name: str) -> np.ndarray:
         numbers = self._column(name).to_numpy()
@@ -231,19 +229,18 @@ class ShardIndex:
         return self._column(name).cast(pa.large_string()).combine_chunks()
 
 
-def open_index(place: Path | str, cache: CacheSpec | None = None) -> ShardIndex:
+def open_index(place: Path | str, cache: CacheSpec | None = None, *, lengths: bool = True) -> ShardIndex:
     """The index of the shards in a folder, or at a URL behind `cache` (by the environment where None).
 
-    UserError when it is absent, of another format, or a shard is not as it was written.
+    UserError when it is absent, of another format, or a shard in a folder is not as long as it was written: without
+    `lengths`, for those who look for damage, nobody asks how long they are.
     """
-    return _opened(open_store(place, cache, index_problem))
+    return _opened(open_store(place, cache, index_problem), lengths=lengths)
 
 
-def _opened(store: LocalShards | CachedShards, digest: str | None = None) -> ShardIndex:
+def _opened(store: LocalShards | CachedShards, digest: str | None = None, *, lengths: bool = True) -> ShardIndex:
     if isinstance(store, LocalShards) and not store.index.is_file():
-        unfinished = (store.folder / ".parts").is_dir()
-        hint = "the sharding was interrupted; run the same command again" if unfinished else "run facetclip shard first"
-        raise UserError(f"{store}: no {INDEX_NAME}; {hint}")
+        raise UserError(f"{store}: no {INDEX_NAME}; {_without_index(store.folder)}")
     stored = read_metadata(store.index, f"{store}/{INDEX_NAME}")
     if digest not in (None, stored["digest"]):
         raise UserError(f"{store}: another index has taken the place of the one that was opened; start again")
@@ -251,9 +248,16 @@ def _opened(store: LocalShards | CachedShards, digest: str | None = None) -> Sha
         shards = tuple(Shard(**shard) for shard in json.loads(stored["shards"]))
         schema, size = Schema.from_json(stored["schema"]), int(stored["size"])
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{store}/{INDEX_NAME}: damaged ({first_line(error)}); run facetclip shard again") from error
-    store.require(shards)
+        raise UserError(f"{store}/{INDEX_NAME}: damaged ({first_line(error)}); {ANEW}") from error
+    store.require(shards, lengths=lengths)
     return ShardIndex(store, schema, stored["digest"], size, shards)
+
+
+def _without_index(folder: Path) -> str:
+    """What to do about a folder that has none."""
+    if (folder / ".parts").is_dir():
+        return "the sharding was interrupted; run the same command again"
+    return f"it is lost; {ANEW}" if any(folder.glob("shard-*.tar")) else "run facetclip shard first"
 
 
 def index_problem(file: BinaryIO) -> str | None:
@@ -276,9 +280,9 @@ def read_metadata(path: Path, name: str | None = None) -> dict[str, str]:
     try:
         stored = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: not a readable Parquet file ({error}); run facetclip shard again") from error
+        raise UserError(f"{name}: not a readable Parquet file ({first_line(error)}); {ANEW}") from error
     if stored.get("format") != FORMAT:
-        raise UserError(f"{name}: expected format {FORMAT}, found {stored.get('format')!r}; run facetclip shard again")
+        raise UserError(f"{name}: expected format {FORMAT}, found {stored.get('format')!r}; {ANEW}")
     return stored
 
 

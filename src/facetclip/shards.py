@@ -7,7 +7,7 @@ same bytes, and a build that was interrupted continues with the shards that are 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,14 @@ from facetclip.indexing import NO_CHANGES, Changes, index_build, sources_of
 from facetclip.joining import Shared
 from facetclip.lease import Held
 from facetclip.portions import WHOLE, Portion
+from facetclip.repairs import repaired
 from facetclip.schema import Schema
 from facetclip.slices import Build, ShardSpec, plan_build
 from facetclip.splits import SPLITS
 from facetclip.spreadsheets import csv_of
 from facetclip.store import Shard
 from facetclip.tars import Part, first_changed, intact, pack, packed, read_part
-from facetclip.updates import updating
+from facetclip.updates import require_settings, updating
 from facetclip.workers import each
 
 QUARANTINE = "quarantine.csv"  # what was left out, and why: for people, never read again
@@ -55,6 +56,7 @@ class ShardReport:
     superseded: int  # samples in the tars that count no longer: an update replaced or removed them
     duplicates: Shared  # photos that several products have in common, listed in duplicates.csv
     changes: Changes | None  # what this update did
+    repaired: int = 0  # damaged shards of a finished folder, packed again as they were
 
 
 def build_shards(catalog: Catalog, schema: Schema, spec: ShardSpec, *, progress: Progress | None = None) -> ShardReport:
@@ -228,13 +230,19 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
 
 
 def _finished(build: Build, catalog: Catalog) -> ShardReport:
-    """The report of a finished build of these inputs; UserError when it is another's, or an image changed since."""
-    out = build.spec.out
+    """The report of a finished build of these inputs, its damaged shards packed again.
+
+    UserError when it is another's, or an image changed since.
+    """
+    out, mended = build.spec.out, 0
     if build.kept is None:
-        if read_metadata(out / INDEX_NAME).get("build") != build.inputs:
+        facts = read_metadata(out / INDEX_NAME)
+        if facts.get("build") != build.inputs:
+            require_settings(build, json.loads(facts["settings"]))
             raise UserError(f"{out}: holds shards of {OTHER}; use another --out, or --update to have it follow")
+        mended = repaired(build, patience=PATIENCE)
         _require_unchanged(build, catalog)
-    return _cleared(build, build.count)
+    return replace(_cleared(build, build.count - mended), repaired=mended)
 
 
 def _require_unchanged(build: Build, catalog: Catalog) -> None:

@@ -53,6 +53,7 @@ class ShardSpec:
     join: int | None = None  # bits: products with a photo in common, within so many, share a split
     update: bool = False  # a finished folder follows its catalog; else it is left alone
     max_removed: float = 0.1  # largest share of a finished folder's items that an update may drop
+    repair: bool = False  # read every byte of a finished folder to see what is damaged; else go by lengths
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,6 +72,7 @@ class Kept:
     removed: int  # items that the catalog no longer has
     gone: int  # items whose photo is no longer where the catalog says, and stays as it was
     of: str  # the work that the folder was finished by
+    damaged: tuple[str, ...] = ()  # shards of which nothing is kept, since their bytes are lost
 
 
 @dataclass(frozen=True)

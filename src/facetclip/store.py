@@ -19,6 +19,9 @@ from facetclip.errors import UserError
 from facetclip.remote import RemoteFolder, is_url
 
 INDEX_NAME = "index.parquet"
+AGAIN = "run facetclip shard again"  # which packs again what is missing or of another length
+REPAIR = f"{AGAIN} with --repair"  # and what has other bytes
+ANEW = f"delete the folder, or take another --out, and {AGAIN}"  # nothing less mends an index
 MOST_OPEN = 128  # shard files held open at a time
 _PLAIN = re.compile(r"[\w-][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -83,19 +86,20 @@ class LocalShards:
         """What the folder is called."""
         return self.folder.resolve().name
 
-    def require(self, shards: tuple[Shard, ...]) -> None:
-        """UserError where a shard is not as long as the index says."""
+    def require(self, shards: tuple[Shard, ...], *, lengths: bool = True) -> None:
+        """UserError where the index names what is no shard or, by `lengths`, one is not as long as it says."""
         for shard in shards:
             _check_name(self, shard)
-            path = self.folder / shard.name
-            try:
-                found = path.stat().st_size
-            except OSError as error:
-                raise UserError(
-                    f"{path}: cannot be read ({error.strerror}); the index expects {shard.bytes} bytes"
-                ) from error
-            if found != shard.bytes:
-                raise UserError(f"{path}: expected {shard.bytes} bytes, found {found}; run facetclip shard again")
+            if lengths and (problem := self.problem(shard)):
+                raise UserError(f"{self.folder / shard.name}: {problem}; {AGAIN}")
+
+    def problem(self, shard: Shard) -> str | None:
+        """What is wrong with the tar of a shard, by its length alone."""
+        try:
+            found = (self.folder / shard.name).stat().st_size
+        except OSError as error:
+            return f"cannot be read ({error.strerror}), where the index expects {shard.bytes} bytes"
+        return None if found == shard.bytes else f"expected {shard.bytes} bytes, found {found}"
 
     def read(self, shard: Shard, offset: int, length: int) -> bytes:
         """Bytes of a shard, fewer where it ends early; safe from many threads."""
@@ -141,12 +145,12 @@ class CachedShards:
         limit = self.cache.limit
         return float("inf") if limit is None else limit - self.index.stat().st_size
 
-    def require(self, shards: tuple[Shard, ...]) -> None:
-        """UserError where the index says of a shard what nobody can rely on."""
+    def require(self, shards: tuple[Shard, ...], *, lengths: bool = True) -> None:
+        """UserError where the index says of a shard what nobody can rely on; its length shows when it is brought."""
         for shard in shards:
             _check_name(self, shard)
             if not _SHA256.fullmatch(shard.sha256) or shard.bytes < 0:
-                raise UserError(f"{self}: the index has no sha256 of {shard.name!r}; run facetclip shard again")
+                raise UserError(f"{self}: the index has no sha256 of {shard.name!r}; {ANEW}")
 
     def read(self, shard: Shard, offset: int, length: int) -> bytes:
         """Bytes of a shard, fewer where it ends early; safe from many threads."""

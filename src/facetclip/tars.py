@@ -23,7 +23,7 @@ from facetclip.downloads import judged
 from facetclip.files import writing
 from facetclip.fingerprints import SIDE, fingerprint
 from facetclip.images import BadImage, load, packed_image, suffix
-from facetclip.index import Shard, key_of, write_parquet
+from facetclip.index import Shard, ShardIndex, key_of, write_parquet
 from facetclip.schema import NOT_APPLICABLE, Schema
 
 PART_COLUMNS = pa.schema(
@@ -191,6 +191,16 @@ def intact(path: Path, shard: Shard) -> bool:
     """Whether the tar is byte for byte what was packed; OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+
+
+def damaged(index: ShardIndex, *, every_byte: bool) -> list[int]:
+    """Which shards of a folder are not as long as the index says or, by `every_byte`, not what was packed."""
+    folder, found = index.folder, []
+    for number, shard in enumerate(index.shards):
+        path = folder / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes or (every_byte and not intact(path, shard)):
+            found.append(number)
+    return found
 
 
 Packed = Mapping[int, tuple[int, int]]  # place -> checksum of the image that was packed for it, and its source

@@ -1,9 +1,9 @@
 """`facetclip shard --update`: a finished shard folder follows its catalog.
 
-No tar is ever written again. Photos that are new or changed go into new shards; a new index says which samples of all
-shards count, with labels and splits as the catalog has them now. So the index of an updated folder is, row for row,
-the one that a build of the new catalog in an empty folder would write, but for where the photos lie; and with
-`join`, but for products that stay in the split which they have.
+No tar is ever written again. Photos that are new or changed, or whose shard was damaged since, go into new shards; a
+new index says which samples of all shards count, with labels and splits as the catalog has them now. So the index of an
+updated folder is, row for row, the one that a build of the new catalog in an empty folder would write, but for where
+the photos lie; and with `join`, but for products that stay in the split which they have.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from facetclip.index import INDEX_NAME, ShardIndex, open_index, read_metadata
 from facetclip.indexing import sources_of
 from facetclip.portions import WHOLE
 from facetclip.slices import PARTS, Build, Kept, found_in, image_of
-from facetclip.tars import Slice, checksum_now, source_of
+from facetclip.tars import Slice, checksum_now, damaged, source_of
 from facetclip.workers import each
 
 THREADS = 16  # that ask for files' times, which on a file server is all waiting
@@ -40,9 +40,9 @@ def updating(build: Build) -> Build:
     out = build.spec.out
     if not (out / INDEX_NAME).exists():
         raise UserError(f"{out}: no {INDEX_NAME}, so there is nothing to update; leave out --update")
-    old = open_index(out)
+    old = open_index(out, lengths=False)
     facts = read_metadata(old.store.index, f"{out / INDEX_NAME}")
-    _require_settings(build, json.loads(facts["settings"]))
+    require_settings(build, json.loads(facts["settings"]))
     content = _agreed(build, old, facts["build"])
     table = pq.read_table(pa.BufferReader(content))
     places, counts = table.column("place").to_numpy(), table.schema.metadata or {}
@@ -54,6 +54,7 @@ def updating(build: Build) -> Build:
         removed=int(counts[b"removed"]),
         gone=int(counts[b"gone"]),
         of=facts["work"],
+        damaged=tuple(json.loads(counts[b"damaged"])),
     )
     digest = hashlib.sha256(f"{build.inputs} {old.digest} ".encode() + content).hexdigest()
     packed = np.setdiff1d(build.places, places)
@@ -74,17 +75,23 @@ def _agreed(build: Build, old: ShardIndex, inputs: str) -> bytes:
     return _bytes_of(table)
 
 
-def _require_settings(build: Build, found: dict) -> None:
+def require_settings(build: Build, found: dict) -> None:
+    """UserError where the folder was built with another of the settings that it keeps for good."""
     for name, value in build.spec.settings.items():
         if found[name] != value:
             raise UserError(
-                f"{build.spec.out}: was built with {name} {found[name]}, asked for is {value}; "
-                "give the same --resize, --seed, --shares and --join-duplicates, or use another --out"
+                f"{build.spec.out}: was built {_option(name, found[name])}, asked for is one {_option(name, value)}; "
+                "neither this nor --update changes that of a finished folder: ask for the same, or use another --out"
             )
 
 
+def _option(name: str, value: object) -> str:
+    option = {"join": "--join-duplicates"}.get(name, f"--{name}")
+    return f"without {option}" if value is None else f"with {option} {value}"
+
+
 def _look(build: Build, old: ShardIndex) -> pa.Table:
-    """The rows whose photo is in the folder already: place, row of the old index, source as of now."""
+    """The rows whose photo is in a whole shard already: place, row of the old index, source as of now."""
     row_of = found_in(build.rows.items, old.item_ids)
     places = np.flatnonzero(row_of >= 0)
     _require_few_removed(build, len(old), len(places))
@@ -96,9 +103,14 @@ def _look(build: Build, old: ShardIndex) -> pa.Table:
     sources = np.where(gone, before, sources)  # the photo is in the folder still
     touched = np.flatnonzero(sources != before)
     changed = _changed(build, places[touched], old.checksum[rows[touched]])
-    stays = ~np.isin(places, changed)
+    lost = damaged(old, every_byte=build.spec.repair)
+    stays = ~np.isin(places, changed) & ~np.isin(old.shard[rows], lost)
     columns = {"place": places[stays], "row": rows[stays], "source": sources[stays]}
-    counts = {"removed": str(len(old) - len(places)), "gone": str(np.count_nonzero(gone))}
+    counts = {
+        "removed": str(len(old) - len(places)),
+        "gone": str(np.count_nonzero(gone & stays)),
+        "damaged": json.dumps([old.shards[number].name for number in lost]),
+    }
     return pa.table(columns).replace_schema_metadata(counts)
 
 
