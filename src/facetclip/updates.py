@@ -44,7 +44,7 @@ def updating(build: Build) -> Build:
     facts = read_metadata(old.store.index, f"{out / INDEX_NAME}")
     require_settings(build, json.loads(facts["settings"]))
     content = _agreed(build, old, facts["build"])
-    table = pq.read_table(pa.BufferReader(content))
+    table = pq.ParquetFile(pa.BufferReader(content)).read()
     places, counts = table.column("place").to_numpy(), table.schema.metadata or {}
     kept = Kept(
         index=old,
