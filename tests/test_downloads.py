@@ -380,6 +380,20 @@ def test_urls_are_refused_unless_asked_for(server, tmp_path, capsys):
     assert not server.hits
 
 
+def test_outer_blanks_of_a_url_are_nobodys(server, tmp_path):
+    catalog = shop(server, tmp_path)
+    path = tmp_path / "shop.csv"
+    path.write_text(path.read_text().replace("http://", " http://").replace(".jpg,", ".jpg ,"))
+    fetch = spec_for(server, folder=tmp_path / "downloads")
+    given = {"images": tmp_path / "photos", "max_bad": 0.2, "fetch": fetch}
+    spaced = read_catalog(str(path))
+    assert spaced.column("photo") != catalog.column("photo")
+    checked = check_catalog(spaced, SCHEMA, CheckSpec(**given))
+    found = {problem.row: problem.code for problem in checked.problems if problem.column == "photo"}
+    assert found == {6: "http_status", 7: "url_refused"}
+    assert build_shards(spaced, SCHEMA, ShardSpec(tmp_path / "out", **given)).samples == 28
+
+
 def test_what_failed_is_asked_for_again_by_the_same_command(server, tmp_path):
     catalog, fetch = shop(server, tmp_path), spec_for(server, attempts=1)
     spec = ShardSpec(tmp_path / "out", tmp_path / "photos", max_bad=0.2, fetch=fetch)
