@@ -75,6 +75,42 @@ def test_one_private_address_among_public_ones_refuses_the_host():
         judged(where, [])
 
 
+@pytest.mark.parametrize("address", ["169.254.169.254", "fe80::1", "fd00:ec2::254", "100.100.100.200", "0.0.0.0"])
+def test_no_advice_lets_in_a_metadata_service_by_address_or_name(address):
+    host = f"[{address}]" if ":" in address else address
+    where = place(f"http://{host}/latest/")
+    for refused, addresses in ((where, [where.host]), (place("http://metadata.example/"), ["10.0.0.1", address])):
+        with pytest.raises(Refused, match="not a public address") as caught:
+            judged(refused, addresses)
+        assert "--allow-host" not in str(caught.value)
+    with pytest.raises(Refused, match="port 8080") as caught:
+        place(f"http://{host}:8080/latest/")
+    assert "--allow-host" not in str(caught.value)
+    allowed = allowed_hosts(["metadata.example"])
+    with pytest.raises(Refused):
+        judged(place("http://metadata.example/", allowed), [address], allowed)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.9/a", "https://10.0.0.9/a", "http://[fd00::9]/a", "http://[fd00::9]:81/a"]
+)
+def test_the_advice_of_a_refusal_lets_the_host_in(url):
+    def asked(allowed):
+        where = place(url, allowed)
+        return judged(where, [where.host], allowed)
+
+    with pytest.raises(Refused) as caught:
+        asked(frozenset())
+    assert asked(allowed_hosts([str(caught.value).partition("--allow-host ")[2].split()[0]]))
+
+
+def test_a_blank_within_a_url_is_refused_with_what_to_write():
+    with pytest.raises(Refused, match="a blank in a URL; write %20"):
+        place("https://shop.example/a b.jpg")
+    with pytest.raises(Refused, match="control character or backslash"):
+        place("https://shop.example/a\\b.jpg")
+
+
 def test_a_host_is_allowed_exactly_and_never_to_lead_to_the_metadata_service():
     allowed = allowed_hosts(["images.lan:8080", "other.lan"])
     assert judged(place("http://IMAGES.lan.:8080/a.jpg", allowed), ["10.0.0.9"], allowed) == ("10.0.0.9",)

@@ -53,6 +53,7 @@ LAYERS = [
         "pictures",
         "spool",
         "tars",
+        "references",
         "workers",
         "progress",
         "lease",

@@ -291,11 +291,23 @@ def test_what_makes_a_check_pointless_is_a_user_error(shop):
     shop.add()
     with pytest.raises(UserError, match="holds paths; give --images"):
         check_catalog(shop.catalog(), SCHEMA, CheckSpec())
+    for row in shop.rows:
+        row["photo"] = f" https://shop.example/{row['photo']}"
+    with pytest.raises(UserError, match="holds URLs; --fetch-urls fetches them"):
+        check_catalog(shop.catalog(), SCHEMA, CheckSpec())
     with pytest.raises(UserError, match="expected the folder of the images"):
         check_catalog(shop.catalog(), SCHEMA, CheckSpec(images=shop.root / "none"))
     schema = Schema.model_validate(FACTS | {"columns": FACTS["columns"] | {"item": "skuu"}})
     with pytest.raises(UserError, match=r"no column 'skuu'.*columns\.item; did you mean 'sku'"):
         check_catalog(shop.catalog(), schema, CheckSpec(images=shop.root))
+
+
+def test_outer_blanks_of_a_path_are_nobodys_to_check_and_shard_alike(shop):
+    for number, blank in enumerate((" ", "\t", "\n")):
+        shop.rows[number]["photo"] = blank + shop.rows[number]["photo"] + blank
+    assert shop.check(decode=True).bad_images == 0
+    report = build_shards(shop.catalog(), SCHEMA, ShardSpec(shop.folder / "out", shop.root))
+    assert (report.samples, report.bad) == (len(shop.rows), {})
 
 
 def test_embedded_images_are_examined_too(shop):

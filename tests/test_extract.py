@@ -405,6 +405,26 @@ def test_rows_that_cannot_be_told_apart_are_refused(tmp_path, model):
         extract(model, replace(source, images=None), tmp_path / "out")
 
 
+def test_a_catalog_of_urls_is_told_to_be_sharded_first(tmp_path, model):
+    source = make_catalog(tmp_path / "shop")
+    path = Path(source.catalog)
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    lines = [rows[0], *([*row[:2], f" https://shop.example/{row[2]}", *row[3:]] for row in rows[1:])]
+    path.write_text("\n".join(map(",".join, lines)) + "\n")
+    with pytest.raises(UserError, match="holds URLs; shard it with --fetch-urls, then give --shards"):
+        extract(model, replace(source, images=None), tmp_path / "out")
+
+
+def test_a_refused_extraction_counts_also_the_reasons_that_it_does_not_list(tmp_path, model):
+    source = make_catalog(tmp_path / "shop")
+    for number, content in enumerate((b"", b"<html>", b"%PDF", b"GIF89a", photo(4)[:-99])):
+        (tmp_path / "shop" / "images" / f"{number}.jpg").write_bytes(content)
+    path = Path(source.catalog)
+    path.write_text(path.read_text().replace(",5.jpg", ",../5.jpg").replace(",6.jpg", ",6/6.jpg"))
+    with pytest.raises(UserError, match=r"7 of 22 images cannot be read \(1 \w+(, 1 \w+){4} and 2 others\)"):
+        extract(model, source, tmp_path / "out")
+
+
 def test_images_embedded_in_a_parquet_catalog_need_no_folder(tmp_path, model, finished):
     source = make_catalog(tmp_path / "shop")
     rows = [line.split(",") for line in Path(source.catalog).read_text().splitlines()]

@@ -103,6 +103,19 @@ def test_a_shard_that_cannot_be_had_is_told_by_whoever_reads_it(shop, tmp_path):
             index.read(int(next(stream)[0]))
 
 
+def test_a_cache_too_small_for_one_shard_is_refused_with_the_bytes_that_it_takes(shop, tmp_path):
+    url = f"file://{shop}"
+    limit = limit_of(open_index(url, CacheSpec(tmp_path / "first")), 1)
+    for window in (None, 1):
+        run = make_run(shop.parent, sampling={"window": window})
+        with pytest.raises(UserError, match=rf"room for 0 of 12 shards: raise it .* to at least {limit:,}") as refused:
+            check_run(run, open_index(url, CacheSpec(tmp_path / "second", limit - 1)), 1)
+        assert "window" not in str(refused.value)
+    index = open_index(url, CacheSpec(tmp_path / "second", limit))
+    check_run(make_run(shop.parent, sampling={"window": 1}), index, 1)
+    assert index.read(0)
+
+
 def test_a_cache_too_small_for_the_plan_is_refused_with_the_window_that_fits(shop, tmp_path):
     url = f"file://{shop}"
     limit = limit_of(open_index(url, CacheSpec(tmp_path / "first")), 6.5)

@@ -314,6 +314,28 @@ def test_too_many_bad_images_stop_the_build_with_the_reasons(shop):
     assert build(shop, max_bad=0.2).reused == 1, "what is packed is kept"
 
 
+def test_a_refusal_counts_also_the_reasons_that_it_does_not_list(shop):
+    spoil(shop)
+    catalog = shop / "catalog.csv"
+    text = catalog.read_text()
+    for number, cell in enumerate(("../a.jpg", "https://shop.example/a.jpg", '""', "b/none.jpg", "a/empty.jpg"), 10):
+        text = text.replace(f"a/{number}.jpg", cell)
+    (shop / "photos" / "a" / "empty.jpg").write_bytes(b"")
+    catalog.write_text(text)
+    listed = r"8 of \d+ images cannot be used \(2 not_found(, 1 \w+){4} and 2 others\)"
+    with pytest.raises(UserError, match=listed):
+        build(shop, samples_per_shard=ROWS)
+
+
+def test_a_dataset_folder_without_its_images_folder_is_told_what_to_give(shop):
+    catalog = read_catalog(str(shop / "catalog.csv"))
+    paths = [{"bytes": None, "path": path} for path in catalog.column("photo")]
+    place = catalog.table.column_names.index("photo")
+    dataset = Catalog("shop", catalog.table.set_column(place, "photo", pa.array(paths)), 1)
+    with pytest.raises(UserError, match=r"'a/0\.jpg' but embeds no image; give --images, its folder"):
+        build_shards(dataset, SCHEMA, spec(shop, images=None))
+
+
 def test_mended_images_are_taken_when_the_command_runs_again(shop):
     spoil(shop)
     (shop / "photos" / "a" / "30.jpg").unlink()
@@ -375,7 +397,7 @@ def test_a_catalog_that_names_no_row_or_one_twice_is_refused(shop, old, new, mes
     ("more", "message"),
     [
         ({"images": Path("/nowhere")}, "/nowhere: expected the folder of the images"),
-        ({"images": None}, "give the folder that they are under"),
+        ({"images": None}, "give --images, their folder, or --fetch-urls"),
         ({"resize": 5}, "resize: expected at least 32, found 5"),
         ({"workers": 0}, "workers: expected at least 1, found 0"),
     ],

@@ -22,6 +22,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # What counts as global and leads elsewhere: tunnels to an IPv4 address, and the addresses of a site (RFC 3879).
 _ASIDE = ("2002::/16", "2001::/32", "64:ff9b:1::/48", "::/96", "192.88.99.0/24", "fec0::/10")
 _NOT_PUBLIC = tuple(map(ipaddress.ip_network, _ASIDE))
+_METADATA = tuple(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200")))  # of clouds, not link-local
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -46,7 +47,7 @@ class Place:
         >>> place("http://shop.example:8080/a.jpg", frozenset({("shop.example", 8080)})).authority
         'shop.example:8080'
         """
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = _bracketed(self.host)
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
@@ -91,12 +92,15 @@ def place(url: str, allowed: Allowed = frozenset()) -> Place:
 
     >>> place("https://shop.example/a b.jpg#top").target
     Traceback (most recent call last):
-    facetclip.addresses.Refused: 'https://shop.example/a b.jpg': a blank, control character or backslash in a URL
+    facetclip.addresses.Refused: 'https://shop.example/a b.jpg': a blank in a URL; write %20
     """
     told = repr(shown(url))
-    if len(url) > LONGEST_URL or _STRANGE.search(url):
+    if len(url) > LONGEST_URL:
+        raise Refused(f"{told}: too long a URL")
+    if strange := _STRANGE.search(url):
+        blank = strange[0] == " "
         raise Refused(
-            f"{told}: {'too long' if len(url) > LONGEST_URL else 'a blank, control character or backslash in'} a URL"
+            f"{told}: a {'blank in a URL; write %20' if blank else 'control character or backslash in a URL'}"
         )
     scheme = url.partition(":")[0].lower()
     if scheme not in PORTS:
@@ -105,7 +109,9 @@ def place(url: str, allowed: Allowed = frozenset()) -> Place:
     port = PORTS[scheme] if given is None else given
     if (host, port) not in allowed:
         if port not in PORTS.values():
-            raise Refused(f"{told}: port {port}, where 80 and 443 may be asked (--allow-host {host}:{port} lets it in)")
+            raise Refused(
+                f"{told}: port {port}, where 80 and 443 may be asked{_advice(host, f'{_bracketed(host)}:{port}')}"
+            )
         if host == "localhost" or host.endswith(".localhost"):
             raise Refused(f"{told}: leads to this machine")
     parts = urlsplit(url)
@@ -148,6 +154,16 @@ def _host(host: str, told: str) -> str:
     return name
 
 
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _advice(host: str, entry: str, addresses: Sequence[str] = ()) -> str:
+    """How a host is let in; nothing for one that has an address which is nobody's photo server."""
+    literal = [host] if ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]) else []
+    return "" if any(map(_is_apart, [*literal, *addresses])) else f" (--allow-host {entry} lets it in)"
+
+
 def _no_host(told: str) -> str:
     raise Refused(f"{told}: not a well-formed host")
 
@@ -173,17 +189,21 @@ def _unwrapped(address: str) -> Address:
     return found
 
 
+def _is_apart(address: str) -> bool:
+    """Whether no photo server can be there: link-local (a cloud's metadata), multicast, or no address at all."""
+    found = _unwrapped(address)
+    return found.is_link_local or found.is_multicast or found.is_unspecified or found in _METADATA
+
+
 def judged(where: Place, addresses: Sequence[str], allowed: Allowed = frozenset()) -> tuple[str, ...]:
     """The addresses of `where.host`, to one of which the connection must go; Refused when any of them is not public.
 
-    A host that is allowed may be private, but never lead to link-local addresses (a cloud's metadata) by name.
+    A host that is allowed may be private, but never lead to a cloud's metadata (see `_is_apart`) by name.
     """
     trusted = (where.host, where.port) in allowed
     for address in addresses:
-        found = _unwrapped(address)
-        apart = found.is_link_local or found.is_multicast or found.is_unspecified
-        if (trusted and apart and address != where.host) or not (trusted or is_public(address)):
-            hint = "" if trusted else f" (--allow-host {where.host} lets it in)"
+        if (trusted and _is_apart(address) and address != where.host) or not (trusted or is_public(address)):
+            hint = "" if trusted else _advice(where.host, where.authority, addresses)
             raise Refused(f"{where.host} is at {address}, which is not a public address{hint}")
     if not addresses:
         raise Refused(f"{where.host} has no address")

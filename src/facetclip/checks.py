@@ -15,8 +15,9 @@ from facetclip.config import closest
 from facetclip.downloads import FetchSpec, download_all, judged
 from facetclip.errors import UserError
 from facetclip.files import write_whole
-from facetclip.images import BadImage, load, verdict
+from facetclip.images import BadImage, verdict
 from facetclip.labels import encode_labels
+from facetclip.references import image_of, load, not_embedded, require_way
 from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, spelling
 from facetclip.splits import SPLITS, WORDS, Gap, Shares, assign_splits, coverage_gaps
 from facetclip.spreadsheets import csv_of
@@ -100,10 +101,8 @@ class _Table:
 def check_catalog(catalog: Catalog, schema: Schema, spec: CheckSpec) -> CheckReport:
     """Every problem of `catalog`. UserError where it cannot be read as the schema says, or the image root is absent."""
     catalog.require_columns(schema)
-    if spec.images is None and spec.fetch is None and _holds_paths(catalog, schema):
-        raise UserError(
-            f"{catalog.name}: column {schema.columns.image!r} holds paths; give --images, their folder, or --fetch-urls"
-        )
+    if spec.images is None and spec.fetch is None:
+        require_way(catalog, schema.columns.image, fetches=True)
     if spec.images is not None and not spec.images.is_dir():
         raise UserError(f"{spec.images}: expected the folder of the images (--images), found no folder")
     table = _Table(catalog, schema, catalog.column(schema.columns.item), catalog.column(schema.columns.product))
@@ -145,10 +144,6 @@ def _gaps(table: _Table, labels: dict[str, np.ndarray], splits: np.ndarray, spec
 def _gap_problem(gap: Gap, schema: Schema) -> Problem:
     message = f"{gap.attribute} = {gap.value} is in no product of the {gap.split} split"
     return Problem(WHOLE, "", schema.attributes[gap.attribute].column, "coverage_gap", message, WARNING)
-
-
-def _holds_paths(catalog: Catalog, schema: Schema) -> bool:
-    return str(catalog.table.column(schema.columns.image).type) in ("string", "large_string")
 
 
 def _identity(table: _Table) -> Iterator[Problem]:
@@ -251,7 +246,7 @@ def _examined(table: _Table, spec: CheckSpec) -> Iterator[BadImage | bytes]:
     cells = table.catalog.table.column(table.schema.columns.image)
     starts = range(0, len(cells), PORTION)
     if spec.fetch is not None and spec.fetch.folder is not None:
-        references = (_reference(cell) for start in starts for cell in cells.slice(start, PORTION).to_pylist())
+        references = (image_of(cell) for start in starts for cell in cells.slice(start, PORTION).to_pylist())
         download_all(filter(is_url, references), spec.fetch, spec.fetch.folder)
     with ThreadPoolExecutor(spec.threads, thread_name_prefix="check") as pool:
         for seen in pool.map(lambda start: _examine(cells.slice(start, PORTION).to_pylist(), spec), starts):
@@ -262,22 +257,17 @@ def _examine(cells: list[str | bytes | dict | None], spec: CheckSpec) -> list[Ba
     return [_image(cell, spec) for cell in cells]
 
 
-def _reference(cell: str | bytes | dict | None) -> str | bytes | None:
-    """The bytes of an embedded image, else what names it."""
-    return (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
-
-
 def _image(cell: str | bytes | dict | None, spec: CheckSpec) -> BadImage | bytes:
-    cell = _reference(cell)
+    image = image_of(cell)
     fetched = spec.fetch and spec.fetch.folder
-    if spec.images is None and not isinstance(cell, bytes) and not (fetched and is_url(cell)):
-        named = f"the catalog names {cell[:80]!r} but embeds no image; give --images, its folder" if cell else ""
-        return BadImage("no_reference", named or "the catalog embeds no image for this row")
     try:
-        if fetched and is_url(cell):
-            return judged(fetched, cell, partial(_digest, decode=spec.decode))
-        content = cell if isinstance(cell, bytes) else load(spec.images or Path(), cell)
-        return _digest(content, decode=spec.decode)
+        if fetched and is_url(image):
+            return judged(fetched, image, partial(_digest, decode=spec.decode))
+        if not isinstance(image, bytes):
+            if spec.images is None:
+                raise not_embedded(image)
+            image = load(spec.images, image)
+        return _digest(image, decode=spec.decode)
     except BadImage as bad:
         return bad
 

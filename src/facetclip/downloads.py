@@ -1,8 +1,8 @@
 """The images that a catalog names by URL, fetched into a folder: many at once, few at a time from each host.
 
 The folder is the state: a file for each URL that was had, a `.failed` note for each that was not, a `.part` for what an
-interruption left of a large one. The same call goes on there and asks for nothing again that it has; failures that may
-have passed (time-outs, busy servers, a body that is no good image) are tried anew.
+interruption left of a large one. The same call goes on there and asks for nothing again that it has. Whatever was not
+had is judged and asked for anew by each run: a photo may have come since, and what is refused depends on its options.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ def judged(folder: Path, url: str, judge: Callable[[bytes], T]) -> T:
         path = _path(folder, url)
         with suppress(OSError):  # a folder that cannot be written stays as it is
             beside = path.with_suffix(f".{secrets.token_hex(4)}")  # others may find the same at this moment
-            beside.write_bytes(_told(url, bad.code, bad.message, transient=True))
+            beside.write_bytes(_told(url, bad.code, bad.message))
             beside.replace(path.with_suffix(".failed"))
             path.unlink(missing_ok=True)
         raise
@@ -149,9 +149,9 @@ def _path(folder: Path, url: str) -> Path:
     return folder / name[:2] / name[2:]
 
 
-def _told(url: str, code: str, message: str, *, transient: bool) -> bytes:
-    """What a note says; a `transient` failure is tried anew by the next run."""
-    return json.dumps({"url": url, "code": code, "message": message, "transient": transient}).encode()
+def _told(url: str, code: str, message: str) -> bytes:
+    """What a note says."""
+    return json.dumps({"url": url, "code": code, "message": message}).encode()
 
 
 def _note(path: Path) -> dict[str, Any] | None:
@@ -162,12 +162,11 @@ def _note(path: Path) -> dict[str, Any] | None:
 
 
 def _wanted(path: Path) -> bool:
-    """Whether there is nothing yet, or a failure that may have passed. A power cut can leave an empty file."""
+    """Whether it is not had: a note of what failed is no answer to a later run. A power cut can leave an empty file."""
     try:
         return not path.stat().st_size
     except FileNotFoundError:
-        note = _note(path)
-        return note is None or note["transient"]
+        return True
 
 
 class _Crew:
@@ -179,7 +178,7 @@ class _Crew:
         lock = RLock()
         self._change, self._room = Condition(lock), Condition(lock)
         self._pending: set[str] = set()
-        self._failed: set[str] = set()  # in this run: a URL that many rows name is not tried anew for each
+        self._failed: set[str] = set()  # in this run: a URL that many rows name is not asked anew for each
         self._bytes, self._alarm = 0, float("inf")
         self._stopped = False
         self.error: Exception | None = None
@@ -276,8 +275,7 @@ class _Crew:
 
     def _fail(self, url: str, failure: Failure) -> None:
         self._failed.add(url)
-        path = _path(self._folder, url)
-        _put(path.with_suffix(".failed"), _told(url, failure.code, failure.message, transient=failure.transient))
+        _put(_path(self._folder, url).with_suffix(".failed"), _told(url, failure.code, failure.message))
 
     def _fetch(self, job: Job) -> str | None:
         """The body of a job as a file; where to go instead, when it was redirected."""

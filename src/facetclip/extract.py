@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from facetclip import faults
 from facetclip.catalog import Catalog
 from facetclip.collectives import close_at_exit
 from facetclip.errors import UserError
-from facetclip.images import BadImage, verdict
+from facetclip.images import BadImage, reasons, verdict
 from facetclip.labels import listed_text
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output
@@ -312,9 +311,9 @@ def _quarantine(job: _Job, catalog: Catalog, bad: list[tuple[int, str, str]]) ->
     rows = ((catalog.row_number(row), job.items.photos.item_id(row), code, message) for row, code, message in bad)
     job.out.write(QUARANTINE, csv_of(["row", "item", "code", "message"], rows))
     if len(bad) > job.items.max_bad * job.request.items:
-        reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
+        why = reasons(code for _, code, _ in bad)
         raise UserError(
-            f"{catalog.name}: {len(bad)} of {job.request.items} images cannot be read ({reasons}); --max-bad allows a "
+            f"{catalog.name}: {len(bad)} of {job.request.items} images cannot be read ({why}); --max-bad allows a "
             f"share of {job.items.max_bad:g}; the first is {catalog.where(bad[0][0])}: {bad[0][2]}; all are in "
             f"{job.out.spot(QUARANTINE)}"
         )

@@ -188,6 +188,12 @@ def _check_window(window: int | None, index: ShardIndex, world: int) -> None:
     room = index.store.room if isinstance(index.store, CachedShards) else float("inf")
     if sum(sizes) <= room:
         return
+    if room < max(sizes):
+        least = max(sizes) + index.store.index.stat().st_size
+        raise UserError(
+            f"data.cache_bytes leaves room for 0 of {len(sizes)} shards: raise it (or FACETCLIP_CACHE_BYTES) to at "
+            f"least {least:,}, the bytes of the index and the largest shard"
+        )
     machines = max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     held = int(room * machines / max(sizes))
     if window is None or window > held:

@@ -7,12 +7,11 @@ and refused for whatever libjpeg warns of, which Pillow passes over; Pillow read
 
 import ctypes
 import io
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -99,37 +98,16 @@ class BadImage(Exception):
         return f"{self.message} ({self.code})"
 
 
-def resolve(root: Path, reference: str | None) -> Path:
-    """The regular file that `reference` names under `root`; BadImage when it is absent or anywhere else.
+def reasons(codes: Iterable[str], shown: int = 5) -> str:
+    """How often each reason code was found, the commonest first; those beyond `shown` together.
 
-    Refused: absolute paths, `..`, symbolic links that leave the root, NUL, URLs, folders, pipes and devices.
+    >>> reasons(["format", "url", "format"]), reasons(["format", "url", "empty", "format"], shown=1)
+    ('2 format, 1 url', '2 format and 2 others')
     """
-    if reference is None or not reference.strip():
-        raise BadImage("no_reference", CODES["no_reference"])
-    if "://" in reference or reference.lower().startswith("data:"):
-        raise BadImage(
-            "url", f"{reference[:80]!r} is a URL; expected a path under {root} (check and shard take --fetch-urls)"
-        )
-    parts = reference.replace("\\", "/").split("/")
-    if "\0" in reference or ".." in parts or not parts[0] or parts[0].endswith(":"):
-        raise BadImage("outside_root", f"{reference[:80]!r} leads out of {root}")
-    path = os.path.realpath(root / reference)
-    if os.path.commonpath([path, os.path.realpath(root)]) != os.path.realpath(root):
-        raise BadImage("outside_root", f"{reference[:80]!r} is a link that leads out of {root}")
-    if not os.path.isfile(path):  # noqa: PTH113 - realpath gave a str; pathlib costs 4 times as much here
-        raise BadImage("not_found", f"image {reference[:200]!r} not found under {root}")
-    return Path(path)
-
-
-def load(root: Path, reference: str | None) -> bytes:
-    """The bytes of the file that `reference` names under `root`, unless there are more than MOST_BYTES."""
-    path = resolve(root, reference)
-    try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise BadImage("too_many_bytes", f"{size:,} bytes; at most {MOST_BYTES:,} are read")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImage("unreadable", f"cannot be read: {error.strerror}") from error
+    found = Counter(codes).most_common()
+    told = ", ".join(f"{count} {code}" for code, count in found[:shown])
+    others = sum(count for _, count in found[shown:])
+    return f"{told} and {others} other{'s' if others > 1 else ''}" if others else told
 
 
 def verdict(data: bytes, *, decode: bool = False) -> BadImage | None:
@@ -254,7 +232,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage("too_many_pixels", CODES["too_many_pixels"]) from error
+        raise _too_large(data) from error
     except MemoryError:
         raise
     except Exception as error:
@@ -263,12 +241,24 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
+def _too_large(data: bytes) -> BadImage:
+    """Of an image that Pillow does not open for its size: how large it says it is, unless its reader refuses it too."""
+    for kind in FORMATS:
+        with suppress(Exception):  # of another format
+            return _too_many_pixels(Image.OPEN[kind][0](io.BytesIO(data), "").size, kind)
+    return BadImage("too_many_pixels", CODES["too_many_pixels"])
+
+
+def _too_many_pixels(size: tuple[int, int], kind: str) -> BadImage:
+    most = FEWER_PIXELS.get(kind, MOST_PIXELS)
+    return BadImage("too_many_pixels", f"{size[0]} x {size[1]} pixels; at most {most:,} are decoded")
+
+
 def _check_size(data: bytes, size: tuple[int, int], kind: str) -> None:
     """BadImage where an image of this size and format is not decoded."""
     width, height = size
-    most = FEWER_PIXELS.get(kind, MOST_PIXELS)
-    if width * height > most:
-        raise BadImage("too_many_pixels", f"{width} x {height} pixels; at most {most:,} are decoded")
+    if width * height > FEWER_PIXELS.get(kind, MOST_PIXELS):
+        raise _too_many_pixels(size, kind)
     if min(width, height) < FEWEST_PIXELS:
         raise BadImage("too_small", f"{width} x {height} pixels; at least {FEWEST_PIXELS} each way are needed")
     if max(width, height) > MOST_ASPECT * min(width, height):

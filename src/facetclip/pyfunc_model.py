@@ -18,8 +18,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from facetclip.answering import ERROR, PROBABILITY, answer_columns
 from facetclip.extract import not_applicable
-from facetclip.images import CODES, MOST_BYTES, BadImage, load, verdict
+from facetclip.images import CODES, MOST_BYTES, BadImage, verdict
 from facetclip.model import AttributeReader, load_model
+from facetclip.references import load
 from facetclip.schema import UNLABELLED
 from facetclip.scores import score_rows
 

@@ -5,7 +5,6 @@ same bytes, and a build that was interrupted continues with the shards that are 
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from facetclip.claims import OTHER, claimed, clear_up
 from facetclip.downloads import download_all
 from facetclip.errors import OwnMistake, UserError
 from facetclip.files import write_whole
+from facetclip.images import reasons
 from facetclip.index import INDEX_NAME, open_index, read_metadata
 from facetclip.indexing import NO_CHANGES, Changes, index_build, sources_of
 from facetclip.joining import Shared
@@ -220,10 +220,10 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
     write_whole(path, csv_of(["row", "item", "image", "code", "message"], rows))
     seen = len(bad) + sum(part.rows.num_rows for part in parts) + (0 if build.kept is None else len(build.kept.places))
     if refused:
-        reasons = ", ".join(f"{count} {code}" for code, count in Counter(code for _, code, _ in bad).most_common(5))
+        why = reasons(code for _, code, _ in bad)
         first = f"{catalog.where(bad[0][0])}: {bad[0][2]}"
         raise OwnMistake(  # of the part that ends last
-            f"{catalog.name}: {len(bad)} of {seen} images cannot be used ({reasons}), where --max-bad "
+            f"{catalog.name}: {len(bad)} of {seen} images cannot be used ({why}), where --max-bad "
             f"{build.spec.max_bad:g} allows {build.most_bad}; the first is {first}; see {path}"
         )
     (build.spec.out / REFUSED).unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from facetclip.hamming import FARTHEST
 from facetclip.index import ShardIndex, canonical
 from facetclip.labels import encode_labels
 from facetclip.portions import WHOLE, Portion
+from facetclip.references import image_of, require_way
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
 from facetclip.splits import Shares, assign_splits
 from facetclip.tars import Slice
@@ -177,12 +178,8 @@ def _check_spec(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Port
     if portion != WHOLE and spec.fetch is not None and spec.fetch.folder is not None:
         raise UserError("--downloads: parts cannot share one folder; leave it out, or shard without --part")
     _check_join(schema, spec)
-    column = schema.columns.image
-    if spec.images is None and spec.fetch is None and pa.types.is_string(catalog.table.column(column).type):
-        raise UserError(
-            f"{catalog.name}: column {column!r} holds paths; give the folder that they are under "
-            "(--images), or --fetch-urls where they are URLs"
-        )
+    if spec.images is None and spec.fetch is None:
+        require_way(catalog, schema.columns.image, fetches=True)
     if spec.images is not None and not spec.images.is_dir():
         raise UserError(f"{spec.images}: expected the folder of the images (--images), found no folder")
 
@@ -284,8 +281,3 @@ def _cut(column: pa.ChunkedArray, places: list[int]) -> list:
     if places and places[-1] - places[0] == len(places) - 1:
         return column.slice(places[0], len(places)).to_pylist()
     return [column[place].as_py() for place in places]  # `take` would copy the whole column first
-
-
-def image_of(cell: str | bytes | dict | None) -> str | bytes | None:
-    """The bytes of an embedded image, else a reference."""
-    return (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell

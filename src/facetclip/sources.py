@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from facetclip.catalog import Catalog, read_catalog
 from facetclip.errors import UserError
-from facetclip.images import BadImage, load
 from facetclip.index import SPLITS, canonical, open_index
 from facetclip.labels import encode_labels
+from facetclip.references import image_of, load, not_embedded, require_way
 from facetclip.schema import Schema, read_schema
 from facetclip.scores import Photos
 from facetclip.tars import source_of
@@ -97,11 +97,8 @@ def _from_catalog(source: FromCatalog) -> Items:
     ids, products, images = (
         catalog.table.column(name) for name in (schema.columns.item, schema.columns.product, schema.columns.image)
     )
-    if source.images is None and pa.types.is_string(images.type):
-        raise UserError(
-            f"{catalog.name}: column {schema.columns.image!r} holds paths; "
-            "give the folder that they are under (--images)"
-        )
+    if source.images is None:
+        require_way(catalog, schema.columns.image, fetches=False)
     _check_ids(catalog, ids)
     labels = encode_labels(catalog, schema)
     total = hashlib.sha256(schema.to_json().encode())
@@ -140,8 +137,7 @@ class CatalogPhotos:
         self._ids, self._images, self._root = ids, images, root
 
     def _cell(self, row: int) -> bytes | str | None:
-        cell = self._images[row].as_py()
-        return cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+        return image_of(self._images[row].as_py())
 
     def file(self, row: int) -> int | None:
         """A number for the file that one image is in, which changes when that is touched; None: embedded, or gone."""
@@ -154,7 +150,7 @@ class CatalogPhotos:
         if isinstance(cell, bytes):
             return cell
         if self._root is None:
-            raise BadImage("no_reference", "the catalog embeds no image for this row")
+            raise not_embedded(cell)
         return load(self._root, cell)
 
     def item_id(self, row: int) -> str:

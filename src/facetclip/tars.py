@@ -22,8 +22,9 @@ from facetclip.addresses import is_url
 from facetclip.downloads import judged
 from facetclip.files import writing
 from facetclip.fingerprints import SIDE, fingerprint
-from facetclip.images import BadImage, load, packed_image, suffix
+from facetclip.images import BadImage, packed_image, suffix
 from facetclip.index import Shard, ShardIndex, key_of, write_parquet
+from facetclip.references import load, not_embedded
 from facetclip.schema import NOT_APPLICABLE, Schema
 
 PART_COLUMNS = pa.schema(
@@ -128,7 +129,7 @@ def read_image(rows: Slice, number: int) -> tuple[bytes, np.ndarray]:
         return judged(rows.downloads, image, lambda content: packed_image(content, rows.resize, SIDE))
     if not isinstance(image, bytes):
         if rows.images_root is None:
-            raise BadImage("no_reference", "the catalog embeds no image for this row")
+            raise not_embedded(image)
         image = load(rows.images_root, image)
     return packed_image(image, rows.resize, SIDE)
 

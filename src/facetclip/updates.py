@@ -23,7 +23,8 @@ from facetclip.files import write_once
 from facetclip.index import INDEX_NAME, ShardIndex, open_index, read_metadata
 from facetclip.indexing import sources_of
 from facetclip.portions import WHOLE
-from facetclip.slices import PARTS, Build, Kept, found_in, image_of
+from facetclip.references import image_of
+from facetclip.slices import PARTS, Build, Kept, found_in
 from facetclip.tars import Slice, checksum_now, damaged, source_of
 from facetclip.workers import each
 
