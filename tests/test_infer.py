@@ -96,6 +96,17 @@ def test_photos_without_an_id_of_text_are_refused_with_their_columns(tmp_path: P
         infer_schema(read_catalog(str(path)))
 
 
+def test_lists_are_several_values_and_such_as_cannot_be_cells_are_told_and_passed_over(tmp_path: Path) -> None:
+    cells = {"id": [str(n) for n in range(60)], "image": [f"{n}.jpg" for n in range(60)]}
+    colours = [[["red"], ["red", "blue"], []][n % 3] for n in range(60)]
+    pq.write_table(pa.table(cells | {"colour": colours, "boxes": [[[n]] for n in range(60)]}), tmp_path / "c.parquet")
+    path = tmp_path / "schema.toml"
+    path.write_text(infer_schema(read_catalog(str(tmp_path / "c.parquet"))))
+    (attribute,) = read_schema(path).attributes.values()
+    assert (attribute.column, attribute.values, attribute.separator) == ("colour", ("red", "blue"), "|")
+    assert "# c.parquet, row 1: column 'boxes': a list with list<" in path.read_text()
+
+
 @pytest.mark.parametrize("name", ["image_url", "shot"])
 @pytest.mark.parametrize("query", ["", "?width=800"])
 def test_photos_may_be_urls_alone(tmp_path: Path, name: str, query: str) -> None:

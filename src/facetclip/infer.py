@@ -46,7 +46,8 @@ class _Column:
 def infer_schema(catalog: Catalog) -> str:
     """A schema for `catalog` as commented TOML. UserError when no column names the items or shows the images."""
     names = catalog.table.column_names
-    text = {name: [(cell or "").strip() for cell in catalog.column(name)] for name in names if _is_text(catalog, name)}
+    plain = [name for name in names if _is_text(catalog, name) and name not in catalog.unfit]
+    text = {name: [(cell or "").strip() for cell in catalog.column(name)] for name in plain}
     roles = _roles(catalog, text)
     products = text.get(roles["product"]) or text[roles["item"]]
     used = set(roles.values())
@@ -262,6 +263,8 @@ def _toml(
     ]
     if passed:
         lines += ["", f"# Not taken for attributes: {_comment(', '.join(passed))}"]
+    for name, (place, why) in catalog.unfit.items():
+        lines.append(f"# {_comment(f'{catalog.where(place)}: column {name!r}: {why}')}")
     for column in columns:
         lines += ["", *_attribute_toml(column, rules[column.name])]
     return "\n".join(lines) + "\n"
