@@ -115,7 +115,7 @@ def check_catalog(catalog: Catalog, schema: Schema, spec: CheckSpec) -> CheckRep
         splits = assign_splits(catalog, schema, seed=spec.seed, shares=spec.shares)
         gaps, counts = _gaps(table, labels, splits, spec), _per_split(splits)
     images = list(_images(table, spec))
-    problems += [*images, *(_gap_problem(gap, schema) for gap in gaps)]
+    problems += [*_alone(schema), *images, *(_gap_problem(gap, schema) for gap in gaps)]
     return CheckReport(
         name=catalog.name,
         rows=len(catalog),
@@ -163,6 +163,17 @@ def _identity(table: _Table) -> Iterator[Problem]:
             first[str(item)] = place
         if not (product or "").strip():
             yield table.problem(place, columns.product, "no_product", "every row needs a product", FATAL)
+
+
+def _alone(schema: Schema) -> Iterator[Problem]:
+    """Items that are their own products: then nothing keeps the views of one thing in one split."""
+    column = schema.columns.product
+    if column == schema.columns.item:
+        message = (
+            "names the item and the product, so every row is a product of its own: if several show one product, its "
+            "views land in train and in test; name the column in which these agree"
+        )
+        yield Problem(WHOLE, "", column, "product_is_item", message, WARNING)
 
 
 def _products(table: _Table) -> Iterator[Problem]:
