@@ -287,8 +287,8 @@ def _role_toml(role: str, name: str, roles: dict[str, str]) -> list[str]:
     lines = [f"{role} = {_quoted(name)}"]
     if role == "product" and name == roles["item"]:
         lines[:0] = [
-            "# No column was found that says which product a row shows: every row counts as a product of its own. If some",
-            "# show the same one, name the column in which these agree (a style, a parent's id); otherwise views of one",
+            "# No column was found that says which product a row shows: every row counts as one of its own. If several",
+            "# show the same, name the column in which these agree (a style, a parent's id); otherwise views of one",
             "# product land in train and in test, and what is measured is too good.",
         ]
     return lines
