@@ -55,9 +55,10 @@ def drawable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> s
     )
 
 
-def _drawn(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(letter)
-    return mask.size, bytes(mask)
+def _drawn(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> bytes:
+    tile = Image.new("L", (2 * BAND, 2 * BAND))
+    ImageDraw.Draw(tile).text((0, 0), letter, fill=255, font=font)
+    return tile.tobytes()
 
 
 def _ascii(letter: str) -> str:
