@@ -375,7 +375,7 @@ def test_an_attribute_of_many_values_shows_the_commonest(shop):
     assert "more values" not in text  # 20 occur
     shop.add(style="P21")
     text = render_text(check_catalog(shop.catalog(), schema, CheckSpec(images=shop.root)))
-    assert "(1 more values)" in text or "(2 more values)" in text
+    assert "(1 more value)" in text or "(2 more values)" in text
 
 
 def test_five_thousand_rows_take_a_second_or_two(shop):
