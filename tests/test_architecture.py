@@ -97,7 +97,7 @@ LAYERS = [
     {"schema"},
     {"config"},
     {"fetching"},
-    {"files", "faults", "page", "addresses", "portions", "tables", "spreadsheets", "arguments"},
+    {"files", "faults", "page", "addresses", "portions", "tables", "spreadsheets", "arguments", "cells"},
     {"errors", "__init__"},
 ]
 OWNERS = {
@@ -107,6 +107,7 @@ OWNERS = {
     "fsspec": {"remote"},
     "aiohttp": {"remote"},
     "pyarrow": {
+        "cells",
         "catalog",
         "labels",
         "corrections",

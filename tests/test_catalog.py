@@ -143,7 +143,7 @@ def test_json_values_become_the_text_that_was_written(read):
     line = '{"id": 7, "b": true, "f": 4.10, "n": null, "s": "no", "u": "a\u2028b\x85c", "l": ["x", 1], "o": {"k": "ü"}}'
     catalog = read(f'{line}\r\n\n{{"id": 12345678901234567890, "late": "x"}}\n', "c.jsonl")
     assert catalog.table.to_pylist() == [
-        {"id": "7", "b": "true", "f": "4.10", "n": None, "s": "no", "u": "a\u2028b\x85c", "l": '["x", 1]'}
+        {"id": "7", "b": "true", "f": "4.10", "n": None, "s": "no", "u": "a\u2028b\x85c", "l": "x|1"}
         | {"o": '{"k": "ü"}', "late": None},
         {"id": "12345678901234567890", "late": "x"} | dict.fromkeys("bfnsulo"),
     ]
@@ -197,7 +197,7 @@ def test_parquet_columns_become_text_without_loss(parquet):
         "price": ["4.10", None, "0.00"],
         "word": ["no", None, "no"],
         "wide": ["no", None, ""],
-        "list": ['["a", "b"]', None, "[]"],
+        "list": ["a|b", None, None],
         "nothing": [None] * 3,
     }
     assert {name: catalog.column(name) for name in expected} == expected
@@ -341,10 +341,73 @@ def test_every_column_that_the_schema_names_and_the_catalog_lacks_is_told_at_onc
         catalog.column("lidd")
 
 
-@pytest.mark.parametrize(("name", "mark"), [("c.csv", ";"), ("c.csv", "\t"), ("c.tsv", ",")])
+@pytest.mark.parametrize(("name", "mark"), [("c.csv", "|"), ("c.tsv", ","), ("c.tsv", ";")])
 def test_another_separator_is_named(read, name, mark):
     with pytest.raises(UserError, match=r"row 1: one column, .*these by .*commas"):
         read(f"id{mark}image\n1{mark}a.jpg\n", name)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_csv_whose_header_is_cut_by_semicolons_or_tabs_is_read_by_them(read, mark):
+    content = f'{mark}{mark}\n"id"{mark}"width, cm"{mark}note\n1{mark}2,5{mark}"a{mark}b"\n\n2{mark}3,0{mark}x,y\n'
+    catalog = read(content)
+    assert catalog.table.to_pylist() == [
+        {"id": "1", "width, cm": "2,5", "note": f"a{mark}b"},
+        {"id": "2", "width, cm": "3,0", "note": "x,y"},
+    ]
+    assert catalog.where(1) == "c.csv, row 5"
+
+
+def test_a_csv_is_cut_at_commas_where_its_header_is_and_refused_where_it_could_be_cut_in_two_ways(read):
+    assert read("id,a;b,c\td\n1,2,3\n").table.column_names == ["id", "a;b", "c\td"]
+    assert read('"say ""id""; please","b,c"\n"1;2",3\n').column('say "id"; please') == ["1;2"]
+    for content in ("id;lid\tkind\n1;2\t3\n", '"id;lid"\n1\n'):
+        with pytest.raises(UserError, match=r"row 1: one column, .*these by ';'"):
+            read(content)
+
+
+# --- lists
+
+
+def test_a_list_is_one_cell_of_several_values_and_an_empty_one_is_an_empty_cell(parquet, read):
+    lists = {"word": [["red"], ["red", "blue"], [], None, [None], ["red", None]]}
+    lists |= {"whole": [[1, 2], [], None, [3], [None], []], "truth": [[True, False], [], [], [], [], None]}
+    said = {
+        "word": ["red", "red|blue", None, None, None, "red"],
+        "whole": ["1|2", None, None, "3", None, None],
+        "truth": ["true|false", *[None] * 5],
+    }
+    lines = "\n".join(json.dumps({name: cells[place] for name, cells in lists.items()}) for place in range(6))
+    kinds = {
+        "word": pa.large_list(pa.dictionary(pa.int8(), pa.string())),
+        "whole": pa.list_(pa.float64()),
+        "truth": pa.list_(pa.bool_()),
+    }
+    table = pa.table({name: pa.array(cells, kinds[name]) for name, cells in lists.items()})
+    chunks = pa.concat_tables([table.slice(0, 2), table.slice(2)])
+    for catalog in (read(lines, "c.jsonl"), parquet(table), parquet(chunks)):
+        assert {name: catalog.column(name) for name in said} == said
+    pairs = pa.array([[1, 2], [3, None]], pa.list_(pa.int64(), 2))
+    assert parquet({"pair": pairs}).column("pair") == ["1|2", "3"]
+
+
+@pytest.mark.parametrize("odd", [["a|b"], ["a", {"k": 1}], [["a"]], [[]]])
+def test_a_list_that_cannot_be_one_cell_is_refused_by_row_and_column_where_it_is_read(read, parquet, odd):
+    values = [["a"], [], odd]
+    catalogs = [read("\n".join(["", *(json.dumps({"id": "1", "l": value}) for value in values)]), "c.jsonl")]
+    if odd != ["a", {"k": 1}]:
+        catalogs.append(parquet({"id": ["1"] * 3, "l": values if odd[0] == "a|b" else [None, [], odd]}))
+    schema = Schema.model_validate(
+        {
+            "columns": dict.fromkeys(("item", "product", "image"), "id"),
+            "attributes": {"l": {"column": "l", "values": ["a", "b"], "separator": "|"}},
+        }
+    )
+    for catalog, row in zip(catalogs, (4, 3), strict=False):
+        assert catalog.column("id") == ["1"] * 3
+        for use in (lambda read: read.column("l"), lambda read: read.require_columns(schema)):
+            with pytest.raises(UserError, match=rf"c\..*, row {row}: column 'l': a list with "):
+                use(catalog)
 
 
 def test_a_column_of_images_is_refused_where_text_is_wanted(parquet):

@@ -241,6 +241,17 @@ def test_products_spelt_nearly_alike_are_a_warning_once_a_spelling(shop):
     assert found(shop.check()) == [(rows[0], "style", "product_spelling", "warning")]
 
 
+def test_items_that_are_their_own_products_are_a_warning_about_the_catalog(shop):
+    for product, told in (("style", []), ("sku", [(0, "sku", "product_is_item", "warning")])):
+        columns = FACTS["columns"] | {"product": product}
+        report = check_catalog(
+            shop.catalog(), Schema.model_validate(FACTS | {"columns": columns}), CheckSpec(images=shop.root)
+        )
+        assert [problem for problem in found(report) if problem[0] == 0] == told
+        assert ("sku: names the item and the product" in render_text(report)) is bool(told)
+        assert report.sound
+
+
 def test_one_row_may_have_many_problems_and_all_rows_are_listed_in_order(shop):
     late = shop.add(sku="S1", style="", photo="none.jpg", part="?", sleeve="odd", material="odd", category="top")
     shop.rows[4] |= {"material": "felt"}
@@ -376,7 +387,7 @@ def test_an_attribute_of_many_values_shows_the_commonest(shop):
     assert "more values" not in text  # 20 occur
     shop.add(style="P21")
     text = render_text(check_catalog(shop.catalog(), schema, CheckSpec(images=shop.root)))
-    assert "(1 more values)" in text or "(2 more values)" in text
+    assert "(1 more value)" in text or "(2 more values)" in text
 
 
 def test_five_thousand_rows_take_a_second_or_two(shop):

@@ -174,6 +174,33 @@ def test_a_corrected_column_of_a_parquet_catalog_keeps_its_type_where_it_can(tmp
     assert pq.read_table(tmp_path / "two.parquet").column("litres").to_pylist() == ["large", "2"]
 
 
+def test_lists_are_corrected_as_lists_and_those_that_stay_keep_their_type(tmp_path):
+    cells = {"id": ["a", "b", "c"], "product": ["P"] * 3, "image": ["a.jpg"] * 3, "category": ["shirt"] * 3}
+    lists = {"sleeve": ["long"] * 3, "colour": [["red"], [], None], "sizes": [[1, 2], [], None]}
+    pq.write_table(pa.table(cells | lists), tmp_path / "s.parquet")
+    lines = ("a,colour,red,red|blue,accept,red|blue", "c,sleeve,long,short,accept,short")
+    apply(tmp_path, tmp_path / "s.parquet", *lines)
+    fixed, before = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("fixed", "s"))
+    assert fixed.schema == before.schema
+    assert fixed.column("colour").to_pylist() == [["red", "blue"], [], None]
+    assert fixed.column("sizes").to_pylist() == lists["sizes"]
+    (tmp_path / "changes.csv").unlink()
+
+    rows = [{name: column[place] for name, column in (cells | lists).items()} for place in range(3)]
+    source = shop(tmp_path, "\n".join(map(json.dumps, rows)), "s.jsonl")
+    apply(tmp_path, source, *lines, "c,colour,,green,accept,green")
+    fixed = [json.loads(line) for line in (tmp_path / "fixed.jsonl").read_text().split("\n")]
+    assert [row["colour"] for row in fixed] == [["red", "blue"], [], ["green"]]
+    assert [row["sizes"] for row in fixed] == lists["sizes"]
+    assert fixed[2]["sleeve"] == "short"
+
+
+def test_semicolons_stay_semicolons(tmp_path):
+    source = shop(tmp_path, CATALOG.replace(",", ";"))
+    apply(tmp_path, source, "a,sleeve,long,short,accept,short")
+    assert (tmp_path / "fixed.csv").read_text() == source.read_text().replace("LONG", "short")
+
+
 def test_column_names_with_outer_blanks_keep_them(tmp_path):
     line = "a,sleeve,long,short,accept,short"
     cells = {" id": "a", "product": "P", "image": "i", "category": "shirt", "sleeve ": "long", "colour": "red"}

@@ -275,6 +275,25 @@ def test_a_sheet_shows_grey_where_a_photo_is_bad_and_names_it_anyway(tmp_path: P
     assert path.name == "a%2Fb.png"
 
 
+def test_items_whose_names_differ_at_the_end_alone_look_different_on_a_sheet(tmp_path: Path) -> None:
+    sheets = [
+        contact_sheet(tmp_path, end, {"red (1)": [(f"wh06-purple-long_{end}", b"no photo")]}).read_bytes()
+        for end in ("main", "back")
+    ]
+    main, back = [np.asarray(Image.open(io.BytesIO(sheet)).convert("RGB"))[-20:] for sheet in sheets]  # below the title
+    assert not np.array_equal(main, back)
+
+
+def test_letters_that_the_font_lacks_are_drawn_as_their_nearest_or_not_at_all(tmp_path: Path) -> None:
+    def body(name: str, item: str) -> np.ndarray:
+        path = contact_sheet(tmp_path, "x", {name: [(item, b"no photo")]})
+        return np.asarray(Image.open(path).convert("RGB"))
+
+    for strange, plain in (("Lycra®", "Lycra"), ("crème", "creme"), ("cre\u0300me", "creme"), ("名 XXL", " XXL")):
+        assert np.array_equal(body(strange, "a"), body(plain, "a")), strange
+        assert np.array_equal(body("a", strange), body("a", plain)), strange
+
+
 def test_a_thumbnail_is_small_and_keeps_its_shape() -> None:
     with Image.open(io.BytesIO(thumbnail(photo(1), 20))) as small:
         assert small.size == (16, 20)

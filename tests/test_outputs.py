@@ -195,7 +195,7 @@ def test_scores_and_the_filled_catalog_go_to_s3(place, model, tmp_path, capsys) 
     source, where = make_catalog(tmp_path / "shop", missing=(3,)), place("s3")
     words = ["--catalog", source.catalog, "--schema", str(source.schema), "--images", str(source.images)]
     assert main(["extract", model, *words, "--out", where, "--max-bad", "0.1"]) == 0
-    assert f"{where}: 21 items in 1 parts; 1 unreadable, see {where}/quarantine.csv" in capsys.readouterr().out
+    assert f"{where}: 21 items in 1 part; 1 unreadable, see {where}/quarantine.csv" in capsys.readouterr().out
     assert b"item 3,not_found" in open_output(where).read("quarantine.csv")
     above = where.removesuffix("/scores")
     words = ["fill", where, source.catalog, "--schema", str(source.schema), "--precision", "0.2"]

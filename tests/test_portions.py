@@ -222,7 +222,7 @@ def test_the_command_takes_its_part_from_the_option_or_the_launcher(shop, monkey
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(command) == 0
-    assert "40 items in 1 shards" in capsys.readouterr().out
+    assert "40 items in 1 shard (" in capsys.readouterr().out
     assert main([*command, "--part", "2/2"]) == 2
     assert "counted from 0 to 1" in capsys.readouterr().err
 

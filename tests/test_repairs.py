@@ -151,7 +151,7 @@ def test_a_command_line_says_what_it_packed_again(shop, capsys):
     flip(next((shop / "other").glob("*.tar")))
     capsys.readouterr()
     assert main([*words, "--repair"]) == 0
-    assert "1 damaged shards were packed again, byte for byte as they were" in capsys.readouterr().out
+    assert "1 damaged shard was packed again, byte for byte as before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("update", [False, True])

@@ -24,7 +24,7 @@ import facetclip.agreement as agreement_module
 import facetclip.checkpoint as checkpoint_module
 import facetclip.trainer as trainer_module
 import facetclip.validation as validation_module
-from facetclip.attempts import counted
+from facetclip.attempts import attempt
 from facetclip.batches import Batch
 from facetclip.checkpoint import Checkpoint, load_checkpoint
 from facetclip.config import RunConfig
@@ -347,14 +347,14 @@ def test_a9_another_machine_holds_a_run_until_it_is_silent(tmp_path: Path) -> No
 
 def test_a9_the_third_death_at_one_step_is_the_last(tmp_path: Path) -> None:
     for died_at in (None, 5, 5, 4, 5, 5):
-        with counted(tmp_path, died_at):
+        with attempt(tmp_path, died_at):
             pass
     for refused in (UserError("a mistake"), Interrupted(), UserError("another")):
-        with pytest.raises(type(refused)), counted(tmp_path, 4):  # which is no start, and counts nothing
+        with pytest.raises(type(refused)), attempt(tmp_path, 4):  # which is no start, and counts nothing
             raise refused
-    with pytest.raises(UserError, match="3 starts in a row died at step 5"), counted(tmp_path, 5):
+    with pytest.raises(UserError, match="3 starts in a row died at step 5"), attempt(tmp_path, 5):
         pytest.fail("it starts")
-    with counted(tmp_path, None):
+    with attempt(tmp_path, None):
         pass
 
 

@@ -517,6 +517,6 @@ def test_the_command_says_what_it_did(tmp_path, capsys):
     assert main([*command, "--update"]) == 0
     said = capsys.readouterr().out
     assert "updated: 2 items added, 0 with another photo, 1 removed; 0.0 MB of new shards" in said
-    assert "1 samples in the tars count no longer" in said
+    assert "1 sample in the tars counts no longer" in said
     assert main(["inspect", str(shop / "shards"), "--verify"]) == 0
-    assert "1 samples in the tars count no longer" in capsys.readouterr().out
+    assert "1 sample in the tars counts no longer" in capsys.readouterr().out

@@ -15,7 +15,7 @@ MOST = 3  # starts that may end without a word at one step
 
 
 @contextmanager
-def counted(folder: Path, died_at: int | None) -> Iterator[None]:
+def attempt(folder: Path, died_at: int | None) -> Iterator[None]:
     """A start of the run, after one that died at step `died_at`, None where it ended well. One that is refused or
     interrupted inside the block was none.
 

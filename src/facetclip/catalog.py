@@ -7,10 +7,10 @@ import csv
 import io
 import json
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from facetclip.cells import Unfit, column_as_text, json_texts
 from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.schema import Schema
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+OTHER_SEPARATORS = (";", "\t")  # of a .csv: where the comma is in numbers, spreadsheets write semicolons
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 LONGEST_CELL = 16 << 20
 
@@ -33,7 +35,7 @@ class Catalog:
     """A table whose columns are text, but for embedded images (bytes, or structs of bytes and path).
 
     `skipped`: for each blank row that was passed over, how many records stand before it. `typed`: the same table as it
-    was read, where that was no text.
+    was read, where that was no text. `unfit`: columns of lists that cannot be cells, which nothing may be read from.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Catalog:
     first_row: int
     skipped: tuple[int, ...] = ()
     typed: pa.Table | None = None
+    unfit: Mapping[str, Unfit] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -51,9 +54,10 @@ class Catalog:
         return self.table if self.typed is None else self.typed
 
     def column(self, name: str) -> list[str | None]:
-        """One column's cells; UserError when there is no such column."""
+        """One column's cells; UserError when there is no such column, or it holds lists that cannot be cells."""
         if name not in self.table.column_names:
             raise UserError(f"{self.name}: no column {name!r}{closest(name, self.table.column_names)}")
+        self._require_fit(name)
         return self.table.column(name).to_pylist()
 
     def cells(self, name: str, item_column: str, items: Sequence[str]) -> list[str]:
@@ -70,6 +74,11 @@ class Catalog:
                 f"{self.name}: has no item {strange!r}, which the shards hold; give the catalog of the shards"
             )
         return [(cells[place[item]] or "").strip() for item in items]
+
+    def _require_fit(self, name: str) -> None:
+        if name in self.unfit:
+            place, why = self.unfit[name]
+            raise UserError(f"{self.where(place)}: column {name!r}: {why}")
 
     def row_number(self, place: int) -> int:
         """The number that a person sees beside the record at `place` (from 0)."""
@@ -93,6 +102,7 @@ class Catalog:
         if lacking:
             raise UserError("\n".join([*lacking, f"the columns are: {', '.join(present)}"]))
         for role, name in wanted.items():
+            self._require_fit(name)
             if role != "columns.image" and not pa.types.is_string(kind := self.table.schema.field(name).type):
                 raise UserError(f"{self.name}: column {name!r}, which the schema names as {role}: not text but {kind}")
         columns = [attribute.column for attribute in schema.attributes.values()]
@@ -109,9 +119,10 @@ def read_catalog(source: str, *, split: str | None = None) -> Catalog:
     """
     path = Path(source)
     skipped: tuple[int, ...] = ()
+    unfit: dict[str, Unfit] = {}
     if path.is_file():
         name, first = path.name, 2 if path.suffix.lower() in SEPARATORS else 1
-        table, skipped = _read_file(path)
+        table, skipped, unfit = _read_file(path)
     elif path.is_dir() or (source.count("/") == 1 and not path.suffix and not source.startswith((".", "/"))):
         name, first, table = source, 1, _read_dataset(source, split)
     else:
@@ -120,16 +131,17 @@ def read_catalog(source: str, *, split: str | None = None) -> Catalog:
         )
     if not table.num_rows:
         raise UserError(f"{name}: 0 rows; expected one row per image below the column names")
-    return Catalog(name, _as_text(name, table), first, skipped, table)
+    text, found = _as_text(name, table)
+    return Catalog(name, text, first, skipped, table, unfit | found)
 
 
-def _read_file(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
-    """The table, and where blank rows were passed over (`Catalog.skipped`)."""
+def _read_file(path: Path) -> tuple[pa.Table, tuple[int, ...], dict[str, Unfit]]:
+    """The table, where blank rows were passed over, and which columns are unfit (see `Catalog`)."""
     kind = path.suffix.lower()
     if kind in SEPARATORS:
-        return _read_separated(path, SEPARATORS[kind])
+        return *_read_separated(path), {}
     if kind == ".parquet":
-        return _read_parquet(path), ()
+        return _read_parquet(path), (), {}  # which are unfit is told from the types
     if kind in JSON_LINES:
         return _read_json_lines(path)
     raise UserError(f"{path.name}: unknown kind of catalog {kind!r}; expected .csv, .tsv, .parquet or .jsonl")
@@ -138,7 +150,7 @@ def _read_file(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
 def _read_parquet(path: Path) -> pa.Table:
     try:
         _check_names(path.name, pq.read_schema(path).names)
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()
         table.validate(full=True)  # other writers let text through that is not UTF-8
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path.name}: not a readable Parquet file: {error}") from error
@@ -164,9 +176,21 @@ def text_of(path: Path) -> str:
     return text
 
 
-def _read_separated(path: Path, separator: str) -> tuple[pa.Table, tuple[int, ...]]:
+def separator_of(path: Path, text: str) -> str:
+    """What separates the cells of such a file: in a .csv also a semicolon or a tab, where its header holds no comma
+    outside of quotes and one of these alone."""
+    usual = SEPARATORS[path.suffix.lower()]
+    header = re.match(r'[\s,;]*((?:"(?:[^"]|"")*"|[^"\r\n])*)', text)
+    bare = re.sub(r'"(?:[^"]|"")*"', "", header.group(1)) if header else ""
+    marks = [mark for mark in OTHER_SEPARATORS if mark in bare]
+    return usual if usual != "," or usual in bare or len(marks) != 1 else marks[0]
+
+
+def _read_separated(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
     csv.field_size_limit(LONGEST_CELL)
-    rows = _strict_rows(path.name, csv.reader(io.StringIO(text_of(path), newline=""), delimiter=separator, strict=True))
+    text = text_of(path)
+    separator = separator_of(path, text)
+    rows = _strict_rows(path.name, csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     first, header = next(rows, (1, []))
     if not header:
         raise UserError(f"{path.name}: the file is empty; expected column names in row 1")
@@ -220,7 +244,7 @@ def _check_names(where: str, names: list[str]) -> None:
         raise UserError(f"{where}: column {twice!r} occurs twice; give each column its own name")
 
 
-def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
+def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...], dict[str, Unfit]]:
     numbers: list[int] = []
     records: list[dict[str, object]] = []
     for number, line in enumerate(text_of(path).split("\n"), start=1):  # splitlines would cut at U+2028 in a cell
@@ -228,8 +252,9 @@ def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...]]:
             numbers.append(number)
             records.append(_json_record(f"{path.name}, row {number}", line))
     names = list(dict.fromkeys(name for record in records for name in record))
-    columns = {name: pa.array([_text(record.get(name)) for record in records], pa.string()) for name in names}
-    return pa.table(columns), _skipped(numbers, 1)
+    read = {name: json_texts([record.get(name) for record in records]) for name in names}
+    table = pa.table({name: pa.array(texts, pa.string()) for name, (texts, _) in read.items()})
+    return table, _skipped(numbers, 1), {name: why for name, (_, why) in read.items() if why is not None}
 
 
 def _json_record(where: str, line: str) -> dict[str, object]:
@@ -246,13 +271,6 @@ def _json_record(where: str, line: str) -> dict[str, object]:
 def _once_each(where: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
     _check_names(where, [name.strip() for name, _ in pairs])
     return dict(pairs)
-
-
-def _text(value: object) -> str | None:
-    """A JSON value as the text it was written as."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=lambda odd: type(odd).__name__)
 
 
 def _read_dataset(source: str, split: str | None) -> pa.Table:
@@ -310,54 +328,12 @@ def _choose_split(source: str, parts: dict, split: str | None) -> Any:
     return parts[split]
 
 
-def _as_text(source: str, table: pa.Table) -> pa.Table:
-    """Every column as text, but for images; names without outer blanks, as in a schema."""
+def _as_text(source: str, table: pa.Table) -> tuple[pa.Table, dict[str, Unfit]]:
+    """Every column as text, but for images; names without outer blanks, as in a schema; which columns are unfit."""
     names = [name.strip() for name in table.column_names]
     _check_names(source, names)
-    return pa.table({name: _column_as_text(column) for name, column in zip(names, table.columns, strict=True)})
-
-
-def _is_image(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-
-
-def _column_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _column_as_text(column.cast(kind.value_type))
-    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_image(kind):
-        return column
-    if pa.types.is_floating(kind):
-        pairs = zip(column.to_pylist(), column.cast(pa.string()).to_pylist(), strict=True)
-        return pa.chunked_array([pa.array([_number(cell, text) for cell, text in pairs], pa.string())])
-    try:
-        return column.cast(pa.string())
-    except pa.ArrowException:  # lists, maps, durations ...
-        return pa.chunked_array([pa.array([_text(cell) for cell in column.to_pylist()], pa.string())])
-
-
-def _number(cell: float | None, text: str | None) -> str | None:
-    """A float as it was in the source, where a column of ids with gaps has become one.
-
-    >>> _number(6e18, "6e+18"), _number(0.1, "0.1"), _number(float("nan"), "nan")
-    ('6000000000000000000', '0.1', None)
-    """
-    if cell is None or cell != cell:
-        return None
-    return str(int(cell)) if cell.is_integer() and abs(cell) < 2**63 else text
-
-
-def with_cells(table: pa.Table, cells: Mapping[str, Sequence[str | None]]) -> pa.Table:
-    """`table` with other texts in some of its columns; such a column keeps its type where all of its texts fit that.
-
-    >>> stock = pa.table({"lid": [True, None], "price": [9.5, 12.0]})
-    >>> with_cells(stock, {"lid": ["true", "false"]}).to_pylist()
-    [{'lid': True, 'price': 9.5}, {'lid': False, 'price': 12.0}]
-    """
-    place_of = {name.strip(): place for place, name in enumerate(table.column_names)}
-    for name, texts in cells.items():
-        field, column = table.schema.field(place_of[name]), pa.array(texts, pa.string())
-        with suppress(pa.ArrowException):
-            column = column.dictionary_encode() if pa.types.is_dictionary(field.type) else column.cast(field.type)
-        table = table.set_column(place_of[name], field.name, column)
-    return table
+    texts, unfit = {}, {}
+    for name, column in zip(names, table.columns, strict=True):
+        texts[name], why = column_as_text(column)
+        unfit |= {} if why is None else {name: why}
+    return pa.table(texts), unfit

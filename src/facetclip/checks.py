@@ -21,6 +21,7 @@ from facetclip.references import image_of, load, not_embedded, require_way
 from facetclip.schema import NOT_APPLICABLE, UNKNOWN_VALUE, UNLABELLED, Attribute, Schema, spelling
 from facetclip.splits import SPLITS, WORDS, Gap, Shares, assign_splits, coverage_gaps
 from facetclip.spreadsheets import csv_of
+from facetclip.tables import counted
 
 WARNING, ERROR, FATAL = "warning", "error", "fatal"
 SEVERITIES = (WARNING, ERROR, FATAL)
@@ -114,7 +115,7 @@ def check_catalog(catalog: Catalog, schema: Schema, spec: CheckSpec) -> CheckRep
         splits = assign_splits(catalog, schema, seed=spec.seed, shares=spec.shares)
         gaps, counts = _gaps(table, labels, splits, spec), _per_split(splits)
     images = list(_images(table, spec))
-    problems += [*images, *(_gap_problem(gap, schema) for gap in gaps)]
+    problems += [*_alone(schema), *images, *(_gap_problem(gap, schema) for gap in gaps)]
     return CheckReport(
         name=catalog.name,
         rows=len(catalog),
@@ -158,6 +159,17 @@ def _identity(table: _Table) -> Iterator[Problem]:
             first[str(item)] = place
         if not (product or "").strip():
             yield table.problem(place, columns.product, "no_product", "every row needs a product", FATAL)
+
+
+def _alone(schema: Schema) -> Iterator[Problem]:
+    """Items that are their own products: then nothing keeps the views of one thing in one split."""
+    column = schema.columns.product
+    if column == schema.columns.item:
+        message = (
+            "names the item and the product, so every row is a product of its own: if several show one product, its "
+            "views land in train and in test; name the column in which these agree"
+        )
+        yield Problem(WHOLE, "", column, "product_is_item", message, WARNING)
 
 
 def _products(table: _Table) -> Iterator[Problem]:
@@ -303,7 +315,7 @@ def write_problems(report: CheckReport, path: Path) -> None:
 
 def render_text(report: CheckReport) -> str:
     """The summary for a terminal: what the labels are, problems by code with their first rows, and the verdict."""
-    lines = [f"{report.name}: {report.rows} rows of {report.products} products"]
+    lines = [f"{report.name}: {counted('row', report.rows)} of {counted('product', report.products)}"]
     if any(report.splits.values()):
         lines.append("splits: " + ", ".join(f"{name} {count}" for name, count in report.splits.items()))
     lines += ["", *_label_table(report), ""]
@@ -318,7 +330,7 @@ def render_text(report: CheckReport) -> str:
 
 def _verdict(report: CheckReport) -> Iterator[str]:
     if report.bad_images > report.most_bad:
-        found = f"{report.bad_images} of {report.rows} images cannot be used"
+        found = f"{report.bad_images} of {counted('image', report.rows)} cannot be used"
         yield f"{found}; --max-bad {report.max_bad:g} allows {report.most_bad}"
     if not report.decoded:
         yield "of the images only the headers were examined; --decode reads every pixel, as sharding does"
@@ -333,7 +345,7 @@ def _label_table(report: CheckReport) -> Iterator[str]:
         common = set(sorted(told, key=lambda value: -counts[value])[:MOST_VALUES])
         rows += [(name, value, f"{counts[value]}") for value in told if value in common]
         if rest := [counts[value] for value in told if value not in common]:
-            rows.append((name, f"({len(rest)} more values)", f"{sum(rest)}"))
+            rows.append((name, f"({counted('more value', len(rest))})", f"{sum(rest)}"))
         rows += [(name, f"({word})", f"{count}") for word, count in report.silent[name].items() if count]
     first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
     return (f"  {name:<{first}}  {value:<{second}}  {count:>{third}}" for name, value, count in rows)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, read_catalog, text_of, with_cells
+from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, read_catalog, separator_of, text_of
+from facetclip.cells import JOINT, with_cells
 from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
@@ -127,16 +128,18 @@ def _checked(answer: Correction, where: str, place_of: Mapping[str | None, int],
 def _rewrite(source: Path, out: Path, catalog: Catalog, changes: Changes) -> None:
     kind = source.suffix.lower()
     if kind in SEPARATORS:
-        write_whole(out, _separated(source, SEPARATORS[kind], catalog, changes))
+        write_whole(out, _separated(source, catalog, changes))
     elif kind in JSON_LINES:
         write_whole(out, _json_lines(source, catalog, changes))
     else:
         write_whole(out, _parquet(catalog, changes))
 
 
-def _separated(source: Path, separator: str, catalog: Catalog, changes: Changes) -> bytes:
-    """All records, blank ones too; a person's row numbers stay what they were."""
-    records = list(csv.reader(io.StringIO(text_of(source), newline=""), delimiter=separator, strict=True))
+def _separated(source: Path, catalog: Catalog, changes: Changes) -> bytes:
+    """All records, blank ones too, separated as they were; a person's row numbers stay what they were."""
+    text = text_of(source)
+    separator = separator_of(source, text)
+    records = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     header = next(record for record in records if any(cell.strip() for cell in record))
     column_of = {name.strip(): place for place, name in enumerate(header)}
     for (place, column), value in changes.items():
@@ -145,13 +148,16 @@ def _separated(source: Path, separator: str, catalog: Catalog, changes: Changes)
 
 
 def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:
-    """Lines that nothing changes in stay byte for byte."""
+    """Lines that nothing changes in stay byte for byte; where a column has lists, what is written there is one, too."""
     lines = text_of(source).split("\n")
+    records = [json.loads(line) for line in lines if line.strip()] if changes else []
+    listed = {name.strip() for record in records for name, value in record.items() if isinstance(value, list)}
     for (place, column), value in changes.items():
         number = catalog.row_number(place) - 1
         record = json.loads(lines[number])
         written = next((name for name in record if name.strip() == column), column)
-        lines[number] = json.dumps(record | {written: value or None}, ensure_ascii=False)
+        told = value.split(JOINT) if value and column in listed else value or None
+        lines[number] = json.dumps(record | {written: told}, ensure_ascii=False)
     return "\n".join(lines).encode("utf-8")
 
 

@@ -17,7 +17,7 @@ from facetclip.downloads import FetchSpec
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.index import open_index
-from facetclip.indexing import DUPLICATES
+from facetclip.indexing import DUPLICATES, Changes
 from facetclip.infer import infer_schema
 from facetclip.inspection import describe, draw_sheets, verify
 from facetclip.near_duplicates import MOST_BITS, MOST_JOINED
@@ -26,6 +26,7 @@ from facetclip.render import ATTRIBUTES, RenderSpec, render_catalog
 from facetclip.schema import read_schema
 from facetclip.shards import ShardReport, ShardSpec, build_portion, build_shards
 from facetclip.splits import parse_shares
+from facetclip.tables import counted
 
 CORES = os.cpu_count() or 1
 
@@ -216,50 +217,66 @@ def run_shard(args: argparse.Namespace) -> int:
 
 def _print_shards(report: ShardReport) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in report.splits.items())
-    print(f"{report.folder}: {report.samples} items in {report.shards} shards ({splits})")
+    print(f"{report.folder}: {counted('item', report.samples)} in {counted('shard', report.shards)} ({splits})")
     if report.repaired:
-        print(f"{report.repaired} damaged shards were packed again, byte for byte as they were")
+        mended = counted("damaged shard was", report.repaired, "damaged shards were")
+        print(f"{mended} packed again, byte for byte as before")
     if report.changes is not None:
-        done = report.changes
-        print(
-            f"updated: {done.added} items added, {done.changed} with another photo, {done.removed} removed; "
-            f"{done.bytes / 1e6:,.1f} MB of new shards"
-        )
-    if report.changes is not None and report.changes.mended:
-        print(f"{report.changes.mended} items whose shard was damaged were packed again, into new shards")
-    if report.changes is not None and report.changes.gone:
-        print(f"{report.changes.gone} items keep their photo, which is no longer where the catalog says")
-    if report.changes is not None and report.changes.moved:
-        print(f"{report.changes.moved} products are in another split than before, as the catalog's split column says")
-    if report.superseded:
-        print(f"{report.superseded} samples in the tars count no longer; when they are many, build in a new folder")
+        _print_changes(report.changes)
+    if count := report.superseded:
+        lapsed = counted("sample in the tars counts", count, "samples in the tars count")
+        print(f"{lapsed} no longer; when they are many, build in a new folder")
     _print_shared(report)
     for name, count in report.unknown_cells.items():
-        print(f"{name}: {count} cells that the schema does not explain count as unlabelled; facetclip check lists them")
+        cells = counted("cell", count)
+        counts = "counts" if count == 1 else "count"
+        print(f"{name}: {cells} that the schema does not explain {counts} as unlabelled; facetclip check lists them")
     for code, count in report.bad.items():
-        print(f"{count} rows left out: {code}; see {report.folder / 'quarantine.csv'}")
+        print(f"{counted('row', count)} left out: {code}; see {report.folder / 'quarantine.csv'}")
+
+
+def _print_changes(done: Changes) -> None:
+    print(
+        f"updated: {counted('item', done.added)} added, {done.changed} with another photo, {done.removed} removed; "
+        f"{done.bytes / 1e6:,.1f} MB of new shards"
+    )
+    if done.mended:
+        packed = counted("item whose shard was damaged was", done.mended, "items whose shard was damaged were")
+        print(f"{packed} packed again, into new shards")
+    if done.gone:
+        kept = counted("item keeps its photo", done.gone, "items keep their photo")
+        print(f"{kept}, which is no longer where the catalog says")
+    if done.moved:
+        moved = counted("product is", done.moved, "products are")
+        print(f"{moved} in another split than before, as the catalog's split column says")
 
 
 def _print_shared(report: ShardReport) -> None:
     shared = report.duplicates
     if shared.pairs:
         hint = "" if shared.joined else "; --join-duplicates gives such products one split"
+        alike = counted("pair of photos looks", shared.pairs, "pairs of photos look")
         print(
-            f"{shared.pairs} pairs of photos look the same under two products, {shared.apart} of them in two splits"
+            f"{alike} the same under two products, {shared.apart} of them in two splits"
             f"{hint if shared.apart else ''}; see {report.folder / DUPLICATES}"
         )
     if shared.joined:
-        print(f"{shared.joined} products share their split with others that have a photo in common")
+        joined = counted("product shares its", shared.joined, "products share their")
+        print(f"{joined} split with others that have a photo in common")
     if shared.left_out:
-        print(f"{shared.left_out} products were not joined for a photo that more than {MOST_JOINED} have in common")
+        apart = counted("product was", shared.left_out, "products were")
+        print(f"{apart} not joined for a photo that more than {MOST_JOINED} have in common")
     if shared.torn:
-        print(f"{shared.torn} groups of such products were put in two splits by an earlier build and stay there")
+        torn = counted("group of such products was", shared.torn, "groups of such products were")
+        stays = "stays" if shared.torn == 1 else "stay"
+        print(f"{torn} put in two splits by an earlier build and {stays} there")
     if shared.crowded:
-        print(f"{shared.crowded} photos look like so many others that not every pair of theirs was compared")
+        crowded = counted("photo looks", shared.crowded, "photos look")
+        print(f"{crowded} like so many others that not every pair of theirs was compared")
 
 
 def _progress(done: int, whole: int) -> None:
-    print(f"\r{done}/{whole} shards", end="\n" if done == whole else "", file=sys.stderr, flush=True)
+    print(f"\r{done}/{counted('shard', whole)}", end="\n" if done == whole else "", file=sys.stderr, flush=True)
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:

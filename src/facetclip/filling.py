@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from facetclip.abstention import Cutoff, cutoff, shipped_answers
 from facetclip.calibration import Calibration
-from facetclip.catalog import Catalog, read_catalog, with_cells
+from facetclip.catalog import Catalog, read_catalog
+from facetclip.cells import with_cells
 from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
 from facetclip.labels import encode_cells, labels_of, listed_text

@@ -46,7 +46,8 @@ class _Column:
 def infer_schema(catalog: Catalog) -> str:
     """A schema for `catalog` as commented TOML. UserError when no column names the items or shows the images."""
     names = catalog.table.column_names
-    text = {name: [(cell or "").strip() for cell in catalog.column(name)] for name in names if _is_text(catalog, name)}
+    plain = [name for name in names if _is_text(catalog, name) and name not in catalog.unfit]
+    text = {name: [(cell or "").strip() for cell in catalog.column(name)] for name in plain}
     roles = _roles(catalog, text)
     products = text.get(roles["product"]) or text[roles["item"]]
     used = set(roles.values())
@@ -167,7 +168,7 @@ def _none_is_a_value(words: Counter[str]) -> bool:
 
 
 def _merge(spelled: Counter[str]) -> dict[str, str]:
-    """Spelling -> canonical value: the same but for case and hyphens, misspelt, or short for one longer name."""
+    """Spelling -> canonical value: the same but for case, hyphens and gaps, misspelt, or short for one longer name."""
     families: dict[str, Counter[str]] = {}
     for word, count in spelled.items():
         families.setdefault(spelling(word), Counter())[word] += count
@@ -185,7 +186,10 @@ def _head(form: str, known: Sequence[str]) -> str:
     """The more frequent form that `form` is a variant of, or itself."""
     from rapidfuzz import fuzz
 
-    longer = [other for other in known if _inside(form, other) or _inside(other, form)]
+    joined = next((other for other in known if _closed_up(other) == _closed_up(form)), None)
+    if joined is not None:
+        return joined
+    longer = [other for other in known if _inside(form, other)]  # a longer form says more than a known one
     if len(longer) == 1:
         return longer[0]
     if len(form) >= SHORTEST_TYPO and form.isalpha():
@@ -193,6 +197,15 @@ def _head(form: str, known: Sequence[str]) -> str:
         if len(near) == 1 and form[0] == near[0][0]:
             return near[0]
     return form
+
+
+def _closed_up(form: str) -> str:
+    """A form without its gaps, but for those between numbers.
+
+    >>> _closed_up("cross training"), _closed_up("4 way"), _closed_up("age 1 2")
+    ('crosstraining', '4way', 'age1 2')
+    """
+    return re.sub(r"(?<!\d) | (?!\d)", "", form)
 
 
 def _inside(short: str, long: str) -> bool:
@@ -258,13 +271,27 @@ def _toml(
         "# show, join values, put prompts into words, then run facetclip check.",
         "",
         "[columns]",
-        *(f"{role} = {_quoted(name)}" for role, name in roles.items()),
+        *(line for role, name in roles.items() for line in _role_toml(role, name, roles)),
     ]
     if passed:
         lines += ["", f"# Not taken for attributes: {_comment(', '.join(passed))}"]
+    for name, (place, why) in catalog.unfit.items():
+        lines.append(f"# {_comment(f'{catalog.where(place)}: column {name!r}: {why}')}")
     for column in columns:
         lines += ["", *_attribute_toml(column, rules[column.name])]
     return "\n".join(lines) + "\n"
+
+
+def _role_toml(role: str, name: str, roles: dict[str, str]) -> list[str]:
+    """A role's line; above that of the product, where no column was found for it, what that would do."""
+    lines = [f"{role} = {_quoted(name)}"]
+    if role == "product" and name == roles["item"]:
+        lines[:0] = [
+            "# No column was found that says which product a row shows: every row counts as one of its own. If several",
+            "# show the same, name the column in which these agree (a style, a parent's id); otherwise views of one",
+            "# product land in train and in test, and what is measured is too good.",
+        ]
+    return lines
 
 
 def _attribute_toml(column: _Column, rule: tuple[str, list[str]] | None) -> list[str]:

@@ -19,7 +19,7 @@ from facetclip.metrics import listed_values
 from facetclip.pictures import contact_sheet
 from facetclip.schema import NOT_APPLICABLE, Attribute
 from facetclip.splits import SPLITS
-from facetclip.tables import text_table
+from facetclip.tables import counted, text_table
 from facetclip.tars import intact
 
 EACH = 14  # photos of a value on its contact sheet
@@ -45,14 +45,13 @@ def describe(index: ShardIndex) -> str:
     rows = dict(zip(SPLITS, _per_split(index.splits).tolist(), strict=True))
     products = {name: _distinct(index.products[index.splits == place]) for place, name in enumerate(SPLITS)}
     sizes = np.quantile(index.length, [0.5, 0.99]) / 1000 if len(index) else (0.0, 0.0)
+    lapsed = counted("sample in the tars counts", index.superseded, "samples in the tars count")
     total = sum(shard.bytes for shard in index.shards)
     lines = [
-        f"{index.store}: {len(index):,} items of {_distinct(index.products):,} products in {len(index.shards):,} "
-        f"shards, {total / 1e6:,.1f} MB; a photo has {sizes[0]:,.1f} kB, the largest hundredth over {sizes[1]:,.1f} kB",
-        *(
-            [f"{index.superseded:,} samples in the tars count no longer: updates replaced them"]
-            * (index.superseded > 0)
-        ),
+        f"{index.store}: {counted('item', len(index))} of {counted('product', _distinct(index.products))} in "
+        f"{counted('shard', len(index.shards))}, {total / 1e6:,.1f} MB; a photo has {sizes[0]:,.1f} kB, the largest "
+        f"hundredth over {sizes[1]:,.1f} kB",
+        *([f"{lapsed} no longer: replaced by updates"] * (index.superseded > 0)),
         "",
         text_table(
             ["split", "items", "products"], [[name, f"{rows[name]:,}", f"{products[name]:,}"] for name in SPLITS]
@@ -74,8 +73,9 @@ def _shared(index: ShardIndex) -> list[str]:
     stored = json.loads(read_metadata(index.store.index, f"{index.store}/{INDEX_NAME}").get("duplicates", "{}"))
     if not stored.get("pairs"):
         return []
+    alike = counted("pair of photos looks", stored["pairs"], "pairs of photos look")
     apart = f"{stored['apart']:,} of them in two splits"
-    return ["", f"{stored['pairs']:,} pairs of photos look the same under two products, {apart}: duplicates.csv"]
+    return ["", f"{alike} the same under two products, {apart}: duplicates.csv"]
 
 
 def _attribute_table(index: ShardIndex, name: str) -> str:

@@ -23,6 +23,7 @@ from facetclip.runs import run_training
 from facetclip.schema import read_schema
 from facetclip.scores import BATCH, reader_digest
 from facetclip.sources import FromCatalog, FromShards
+from facetclip.tables import counted
 from facetclip.tracking import sync
 
 MODEL = "a model folder, a hub id, starter, or models:/NAME@ALIAS"
@@ -83,7 +84,7 @@ def run_extract(args: argparse.Namespace) -> int:
     done = extract(resolve_model(args.model), _source(args), args.out, **sizes, progress=_teller())
     if done:
         bad = f"; {done.bad} unreadable, see {done.out.spot(QUARANTINE)}" if done.bad else ""
-        print(f"{done.out}: {done.items} items in {done.parts} parts{bad}")
+        print(f"{done.out}: {counted('item', done.items)} in {counted('part', done.parts)}{bad}")
     return 0
 
 
@@ -97,7 +98,7 @@ def _teller() -> Callable[[int, int], None] | None:
         nonlocal told
         if time.monotonic() - told >= TELL_EVERY:
             told = time.monotonic()
-            print(f"facetclip: {done} of {parts} parts", file=sys.stderr, flush=True)
+            print(f"facetclip: {done} of {counted('part', parts)}", file=sys.stderr, flush=True)
 
     return tell
 
@@ -131,7 +132,7 @@ def run_fill(args: argparse.Namespace) -> int:
         cut = "never sure enough" if done.threshold is None else f"where at least {done.threshold:.3f} sure"
         replaced = f", {done.replaced} replaced" if args.overwrite else ""
         replaced += f"; {done.told} of them as other rows of the product say" if done.told else ""
-        print(f"{name}: {done.filled} of {done.gaps} gaps filled, {cut}{replaced}")
+        print(f"{name}: {done.filled} of {counted('gap', done.gaps)} filled, {cut}{replaced}")
     print(f"{redacted(args.out)}: each filled cell says so in COLUMN_source and COLUMN_confidence")
     return 0
 
@@ -205,7 +206,7 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 def run_sync(args: argparse.Namespace) -> int:
     """Send to MLflow what it missed."""
     sent = sync(args.folder)
-    print(f"{args.folder}: {sent.points} points and {sent.artifacts} files sent")
+    print(f"{args.folder}: {counted('point', sent.points)} and {counted('file', sent.artifacts)} sent")
     return 0
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from facetclip import faults
 from facetclip.attempts import RECORD as ATTEMPTS
-from facetclip.attempts import counted
+from facetclip.attempts import attempt
 from facetclip.config import RunConfig
 from facetclip.errors import UserError, redacted
 from facetclip.evaluate import evaluate
@@ -117,7 +117,7 @@ def _begun(run: RunConfig, accelerator: Accelerator, folder: Path, *, fresh: boo
     trainer = Trainer(run, accelerator, forget=MADE if fresh else ())
     main = accelerator.is_main_process
     died_at = trainer.died_at if "crashes" not in allow else None
-    with counted(folder, died_at) if main else nullcontext():
+    with attempt(folder, died_at) if main else nullcontext():
         faults.reach("run.begun")
         trainer.resume(allow)
         if main:

@@ -30,6 +30,7 @@ from facetclip.slices import Build, ShardSpec, plan_build
 from facetclip.splits import SPLITS
 from facetclip.spreadsheets import csv_of
 from facetclip.store import Shard
+from facetclip.tables import counted
 from facetclip.tars import Part, first_changed, intact, pack, packed, read_part
 from facetclip.updates import require_settings, updating
 from facetclip.workers import each
@@ -223,7 +224,7 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
         why = reasons(code for _, code, _ in bad)
         first = f"{catalog.where(bad[0][0])}: {bad[0][2]}"
         raise OwnMistake(  # of the part that ends last
-            f"{catalog.name}: {len(bad)} of {seen} images cannot be used ({why}), where --max-bad "
+            f"{catalog.name}: {len(bad)} of {counted('image', seen)} cannot be used ({why}), where --max-bad "
             f"{build.spec.max_bad:g} allows {build.most_bad}; the first is {first}; see {path}"
         )
     (build.spec.out / REFUSED).unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from facetclip.indexing import sources_of
 from facetclip.portions import WHOLE
 from facetclip.references import image_of
 from facetclip.slices import PARTS, Build, Kept, found_in
+from facetclip.tables import counted
 from facetclip.tars import Slice, checksum_now, damaged, source_of
 from facetclip.workers import each
 
@@ -117,10 +118,11 @@ def _look(build: Build, old: ShardIndex) -> pa.Table:
 
 def _require_few_removed(build: Build, before: int, still: int) -> None:
     if before - still > build.spec.max_removed * before:
+        are = "is" if before - still == 1 else "are"
         raise UserError(
-            f"{build.spec.out}: {before - still} of its {before} items are not in this catalog, where --max-removed "
-            f"{build.spec.max_removed:g} allows {int(build.spec.max_removed * before)}; an update takes the whole "
-            "catalog, not what is new in it"
+            f"{build.spec.out}: {before - still} of its {counted('item', before)} {are} not in this catalog, where "
+            f"--max-removed {build.spec.max_removed:g} allows {int(build.spec.max_removed * before)}; an update takes "
+            "the whole catalog, not what is new in it"
         )
 
 
