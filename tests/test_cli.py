@@ -149,7 +149,7 @@ def test_a_path_that_is_too_long_is_one_line(
 def test_a_path_that_cannot_be_used_is_one_line(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(source: str) -> None:
+    def fail(source: str, **_: object) -> None:
         raise OSError(number, os.strerror(number), "out/index.parquet")
 
     monkeypatch.setattr("facetclip.data_commands.open_index", fail)
@@ -158,7 +158,7 @@ def test_a_path_that_cannot_be_used_is_one_line(
 
 
 def test_an_error_that_is_of_no_path_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(source: str) -> None:
+    def fail(source: str, **_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), "out/index.parquet")
 
     monkeypatch.setattr("facetclip.data_commands.open_index", fail)
