@@ -454,3 +454,17 @@ def test_labels_of_a_column_are_those_of_its_cells_one_by_one(rows, cut):
         if alone["kind"] in (SCHEMA.attributes["kind"].values.index("pan"), NOT_APPLICABLE):
             alone["lid"] = NOT_APPLICABLE
         assert {name: int(column[place]) for name, column in labels.items()} == alone
+
+
+@pytest.mark.nightly
+def test_embedded_photos_of_more_than_two_gigabytes_are_read_group_by_group(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    photo = {"bytes": bytes(10_000_000), "path": "a.jpg"}
+    with pq.ParquetWriter(tmp_path / "large.parquet", pa.schema([("item", pa.string()), ("image", kind)])) as file:
+        for number in range(220):
+            file.write_table(pa.table({"item": [str(number)], "image": pa.array([photo], kind)}))
+    catalog = read_catalog(str(tmp_path / "large.parquet"))
+    assert len(catalog) == 220
+    last = catalog.column("image")[219]
+    assert isinstance(last, dict)
+    assert len(last["bytes"]) == 10_000_000

@@ -150,7 +150,9 @@ def _read_file(path: Path) -> tuple[pa.Table, tuple[int, ...], dict[str, Unfit]]
 def _read_parquet(path: Path) -> pa.Table:
     try:
         _check_names(path.name, pq.read_schema(path).names)
-        table = pq.ParquetFile(path).read()
+        with pq.ParquetFile(path) as file:  # by groups: of images in one piece there may be 2 GiB at most
+            groups = [file.read_row_group(number) for number in range(file.num_row_groups)] or [file.read()]
+        table = pa.concat_tables(groups)
         table.validate(full=True)  # other writers let text through that is not UTF-8
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path.name}: not a readable Parquet file: {error}") from error

@@ -8,8 +8,10 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -151,14 +153,32 @@ def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:
     """Lines that nothing changes in stay byte for byte; where a column has lists, what is written there is one, too."""
     lines = text_of(source).split("\n")
     records = [json.loads(line) for line in lines if line.strip()] if changes else []
-    listed = {name.strip() for record in records for name, value in record.items() if isinstance(value, list)}
+    listed: dict[str, bool] = {}  # column that has lists -> whether texts are in them
+    for record in records:
+        for name, value in record.items():
+            if isinstance(value, list):
+                texts = any(isinstance(each, str) for each in value)
+                listed[name.strip()] = texts or listed.get(name.strip(), False)
     for (place, column), value in changes.items():
         number = catalog.row_number(place) - 1
         record = json.loads(lines[number])
         written = next((name for name in record if name.strip() == column), column)
-        told = value.split(JOINT) if value and column in listed else value or None
+        told = _list_of(value, texts=listed[column]) if value and column in listed else value or None
         lines[number] = json.dumps(record | {written: told}, ensure_ascii=False)
     return "\n".join(lines).encode("utf-8")
+
+
+def _list_of(text: str, *, texts: bool) -> list[Any]:
+    """The parts of a cell, as numbers and the like where the lists beside it hold such.
+
+    >>> _list_of("1|3", texts=False), _list_of("1|3", texts=True)
+    ([1, 3], ['1', '3'])
+    """
+    parts: list[Any] = text.split(JOINT)
+    if not texts:
+        with suppress(ValueError):
+            return [json.loads(part) for part in parts]
+    return parts
 
 
 def _parquet(catalog: Catalog, changes: Changes) -> bytes:

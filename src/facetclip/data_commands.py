@@ -163,7 +163,7 @@ def add_shard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         action="store_true",
-        help="read every byte of a finished folder and pack damaged shards again; else only what has another length is",
+        help="read every byte of a finished folder, and pack again what is damaged or missing",
     )
     parser.add_argument("--max-removed", type=share, help="largest share of its items that an update may drop; 0.1")
     parser.add_argument(
@@ -240,9 +240,6 @@ def _print_changes(done: Changes) -> None:
         f"updated: {counted('item', done.added)} added, {done.changed} with another photo, {done.removed} removed; "
         f"{done.bytes / 1e6:,.1f} MB of new shards"
     )
-    if done.mended:
-        packed = counted("item whose shard was damaged was", done.mended, "items whose shard was damaged were")
-        print(f"{packed} packed again, into new shards")
     if done.gone:
         kept = counted("item keeps its photo", done.gone, "items keep their photo")
         print(f"{kept}, which is no longer where the catalog says")

@@ -32,7 +32,6 @@ class Changes:
     gone: int  # items whose photo is no longer where the catalog says, and stays as it was
     moved: int  # products that were in another split before: the catalog's split column says so
     bytes: int  # of the new shards
-    mended: int = 0  # items whose shard was damaged, packed again
 
 
 NO_CHANGES = Changes(0, 0, 0, 0, 0, 0)
@@ -115,19 +114,15 @@ def _still(kept: Kept) -> tuple[list[Shard], pa.Table]:
 def _changes(build: Build, kept: Kept, parts: Sequence[Part]) -> Changes:
     rows, old = build.rows, kept.index
     packed = np.concatenate([np.zeros(0, np.int64), *(part.rows.column("place").to_numpy() for part in parts)])
-    known = found_in(rows.items.take(pa.array(packed)), old.item_ids)
-    known = known[known >= 0]
-    lost = [number for number, shard in enumerate(old.shards) if shard.name in kept.damaged]
-    mended = int(np.isin(old.shard[known], lost).sum())
+    changed = int((found_in(rows.items.take(pa.array(packed)), old.item_ids) >= 0).sum())
     _, first = np.unique(codes_of(rows.products), return_index=True)
     before = found_in(rows.products.take(pa.array(first)), old.product_ids)
     moved = old.splits[before[before >= 0]] != rows.splits[first[before >= 0]]
     return Changes(
-        added=len(packed) - len(known),
-        changed=len(known) - mended,
-        removed=len(old) - len(kept.rows) - len(known),
+        added=len(packed) - changed,
+        changed=changed,
+        removed=len(old) - len(kept.rows) - changed,
         gone=kept.gone,
         moved=int(moved.sum()),
         bytes=sum(part.shard.bytes for part in parts if part.shard is not None),
-        mended=mended,
     )

@@ -1,7 +1,7 @@
 """A finished shard folder whose tars were damaged since: packed again, byte for byte as they were.
 
 The bytes of a tar follow from its rows, so the index alone says whether the mended one is the old one. Where a photo,
-title or label is another one now, it is not: then `--update` packs the rows of the damaged shard into a new one.
+title or label is another one now it cannot be had again, and nothing is changed.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,21 @@ from facetclip.tars import Slice, damaged, pack, read_part
 from facetclip.workers import each
 
 
-def repaired(build: Build, *, patience: float) -> int:
+def repaired(build: Build) -> int:
     """Pack the damaged shards of the finished folder of these inputs again; how many there were.
 
-    UserError where one does not come out as it was, and nothing is changed then; Held where another process has been
-    at work in the folder for `patience` seconds.
+    UserError where one does not come out as it was, and nothing is changed then. Held where another process is at work
+    in the folder.
     """
-    out = build.spec.out
-    index = open_index(out, lengths=False)
-    if not damaged(index, every_byte=build.spec.repair):
-        return 0
-    build = replace(build, digest=read_metadata(out / INDEX_NAME)["work"])  # what is left of it counts as done
-    with claimed(build, WHOLE, patience=patience):
-        numbers = damaged(index, every_byte=build.spec.repair)  # or another process has mended them meanwhile
-        _pack_again(build, index, numbers)
+    facts = read_metadata(build.spec.out / INDEX_NAME)
+    build = replace(build, digest=facts["work"])  # what is left of it counts as done
+    with claimed(build, WHOLE):
+        index = open_index(build.spec.out, lengths=False)
+        if read_metadata(build.spec.out / INDEX_NAME) != facts:
+            raise UserError(f"{build.spec.out}: was changed meanwhile; run the same command again")
+        numbers = damaged(index)
+        if numbers:
+            _pack_again(build, index, numbers)
     return len(numbers)
 
 
@@ -51,10 +52,11 @@ def _pack_again(build: Build, index: ShardIndex, numbers: Sequence[int]) -> None
         if part is None or part.shard != index.shards[number]:
             for left in slices:
                 left.tar.unlink(missing_ok=True)
+            why = next((message for _, _, message in part.bad), "") if part else ""
             raise UserError(
-                f"{index.folder / index.shards[number].name}: damaged, and cannot be packed again as it was, since a "
-                "photo, title or label in it is another one now; run the same command with "
-                f"{'--update --repair' if build.spec.repair else '--update'}, which packs its items into a new shard"
+                f"{index.folder / index.shards[number].name}: damaged, and cannot be packed again as it was: a photo, "
+                f"title or label in it is another one now{f' ({why})' if why else ''}; nothing was changed. Give what "
+                "was there back, or build anew with another --out"
             )
     for rows in slices:
         rows.tar.replace(index.folder / rows.tar.name)

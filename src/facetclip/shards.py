@@ -231,7 +231,7 @@ def _quarantine(build: Build, catalog: Catalog, parts: Sequence[Part]) -> None:
 
 
 def _finished(build: Build, catalog: Catalog) -> ShardReport:
-    """The report of a finished build of these inputs, its damaged shards packed again.
+    """The report of a finished build of these inputs, by `repair` with its damaged shards packed again.
 
     UserError when it is another's, or an image changed since.
     """
@@ -241,7 +241,7 @@ def _finished(build: Build, catalog: Catalog) -> ShardReport:
         if facts.get("build") != build.inputs:
             require_settings(build, json.loads(facts["settings"]))
             raise UserError(f"{out}: holds shards of {OTHER}; use another --out, or --update to have it follow")
-        mended = repaired(build, patience=PATIENCE)
+        mended = repaired(build) if build.spec.repair else 0
         _require_unchanged(build, catalog)
     return replace(_cleared(build, build.count - mended), repaired=mended)
 

@@ -54,7 +54,7 @@ class ShardSpec:
     join: int | None = None  # bits: products with a photo in common, within so many, share a split
     update: bool = False  # a finished folder follows its catalog; else it is left alone
     max_removed: float = 0.1  # largest share of a finished folder's items that an update may drop
-    repair: bool = False  # read every byte of a finished folder to see what is damaged; else go by lengths
+    repair: bool = False  # read every byte of a finished folder, and pack the shards again that are damaged
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,7 +73,6 @@ class Kept:
     removed: int  # items that the catalog no longer has
     gone: int  # items whose photo is no longer where the catalog says, and stays as it was
     of: str  # the work that the folder was finished by
-    damaged: tuple[str, ...] = ()  # shards of which nothing is kept, since their bytes are lost
 
 
 @dataclass(frozen=True)
@@ -177,6 +176,8 @@ def _check_spec(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Port
             raise UserError(f"{name}: expected at least {least}, found {value}")
     if portion != WHOLE and spec.fetch is not None and spec.fetch.folder is not None:
         raise UserError("--downloads: parts cannot share one folder; leave it out, or shard without --part")
+    if spec.repair and (spec.update or portion != WHOLE):
+        raise UserError("--repair mends a finished folder as it is; leave out --update and --part")
     _check_join(schema, spec)
     if spec.images is None and spec.fetch is None:
         require_way(catalog, schema.columns.image, fetches=True)
@@ -278,6 +279,6 @@ def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Porti
 
 
 def _cut(column: pa.ChunkedArray, places: list[int]) -> list:
-    if places and places[-1] - places[0] == len(places) - 1:
+    if places and places == list(range(places[0], places[0] + len(places))):
         return column.slice(places[0], len(places)).to_pylist()
     return [column[place].as_py() for place in places]  # `take` would copy the whole column first

@@ -19,9 +19,8 @@ from facetclip.errors import UserError
 from facetclip.remote import RemoteFolder, is_url
 
 INDEX_NAME = "index.parquet"
-AGAIN = "run facetclip shard again"  # which packs again what is missing or of another length
-REPAIR = f"{AGAIN} with --repair"  # and what has other bytes
-ANEW = f"delete the folder, or take another --out, and {AGAIN}"  # nothing less mends an index
+REPAIR = "run the same facetclip shard again with --repair"  # which packs again what is missing or has other bytes
+ANEW = "delete the folder, or take another --out, and run facetclip shard again"  # nothing less mends an index
 MOST_OPEN = 128  # shard files held open at a time
 _PLAIN = re.compile(r"[\w-][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -91,7 +90,7 @@ class LocalShards:
         for shard in shards:
             _check_name(self, shard)
             if lengths and (problem := self.problem(shard)):
-                raise UserError(f"{self.folder / shard.name}: {problem}; {AGAIN}")
+                raise UserError(f"{self.folder / shard.name}: {problem}; {REPAIR}")
 
     def problem(self, shard: Shard) -> str | None:
         """What is wrong with the tar of a shard, by its length alone."""

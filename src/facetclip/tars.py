@@ -194,14 +194,16 @@ def intact(path: Path, shard: Shard) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
-def damaged(index: ShardIndex, *, every_byte: bool) -> list[int]:
-    """Which shards of a folder are not as long as the index says or, by `every_byte`, not what was packed."""
-    folder, found = index.folder, []
-    for number, shard in enumerate(index.shards):
-        path = folder / shard.name
-        if not path.is_file() or path.stat().st_size != shard.bytes or (every_byte and not intact(path, shard)):
-            found.append(number)
-    return found
+def damaged(index: ShardIndex) -> list[int]:
+    """Which shards of a folder are missing, cannot be read, or are not what was packed."""
+
+    def whole(shard: Shard) -> bool:
+        try:
+            return index.store.problem(shard) is None and intact(index.folder / shard.name, shard)
+        except OSError:  # a failing disk
+            return False
+
+    return [number for number, shard in enumerate(index.shards) if not whole(shard)]
 
 
 Packed = Mapping[int, tuple[int, int]]  # place -> checksum of the image that was packed for it, and its source
@@ -241,6 +243,8 @@ def source_of(root: Path | None, image: str | bytes | None) -> int | None:
     looked at. A URL stands for its content.
     """
     if isinstance(image, str) and not is_url(image):
+        if not image:
+            return None
         try:
             found = os.stat(os.path.join(root or "", image))  # noqa: PTH116, PTH118 - once an image
         except (OSError, ValueError):

@@ -1,9 +1,9 @@
 """`facetclip shard --update`: a finished shard folder follows its catalog.
 
-No tar is ever written again. Photos that are new or changed, or whose shard was damaged since, go into new shards; a
-new index says which samples of all shards count, with labels and splits as the catalog has them now. So the index of an
-updated folder is, row for row, the one that a build of the new catalog in an empty folder would write, but for where
-the photos lie; and with `join`, but for products that stay in the split which they have.
+No tar is ever written again. Photos that are new or changed go into new shards; a new index says which samples of all
+shards count, with labels and splits as the catalog has them now. So the index of an updated folder is, row for row,
+the one that a build of the new catalog in an empty folder would write, but for where the photos lie; and with
+`join`, but for products that stay in the split which they have.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from facetclip.portions import WHOLE
 from facetclip.references import image_of
 from facetclip.slices import PARTS, Build, Kept, found_in
 from facetclip.tables import counted
-from facetclip.tars import Slice, checksum_now, damaged, source_of
+from facetclip.tars import Slice, checksum_now, source_of
 from facetclip.workers import each
 
 THREADS = 16  # that ask for files' times, which on a file server is all waiting
@@ -42,7 +42,7 @@ def updating(build: Build) -> Build:
     out = build.spec.out
     if not (out / INDEX_NAME).exists():
         raise UserError(f"{out}: no {INDEX_NAME}, so there is nothing to update; leave out --update")
-    old = open_index(out, lengths=False)
+    old = open_index(out)
     facts = read_metadata(old.store.index, f"{out / INDEX_NAME}")
     require_settings(build, json.loads(facts["settings"]))
     content = _agreed(build, old, facts["build"])
@@ -56,7 +56,6 @@ def updating(build: Build) -> Build:
         removed=int(counts[b"removed"]),
         gone=int(counts[b"gone"]),
         of=facts["work"],
-        damaged=tuple(json.loads(counts[b"damaged"])),
     )
     digest = hashlib.sha256(f"{build.inputs} {old.digest} ".encode() + content).hexdigest()
     packed = np.setdiff1d(build.places, places)
@@ -93,7 +92,7 @@ def _option(name: str, value: object) -> str:
 
 
 def _look(build: Build, old: ShardIndex) -> pa.Table:
-    """The rows whose photo is in a whole shard already: place, row of the old index, source as of now."""
+    """The rows whose photo is in the folder already: place, row of the old index, source as of now."""
     row_of = found_in(build.rows.items, old.item_ids)
     places = np.flatnonzero(row_of >= 0)
     _require_few_removed(build, len(old), len(places))
@@ -105,14 +104,9 @@ def _look(build: Build, old: ShardIndex) -> pa.Table:
     sources = np.where(gone, before, sources)  # the photo is in the folder still
     touched = np.flatnonzero(sources != before)
     changed = _changed(build, places[touched], old.checksum[rows[touched]])
-    lost = damaged(old, every_byte=build.spec.repair)
-    stays = ~np.isin(places, changed) & ~np.isin(old.shard[rows], lost)
+    stays = ~np.isin(places, changed)
     columns = {"place": places[stays], "row": rows[stays], "source": sources[stays]}
-    counts = {
-        "removed": str(len(old) - len(places)),
-        "gone": str(np.count_nonzero(gone & stays)),
-        "damaged": json.dumps([old.shards[number].name for number in lost]),
-    }
+    counts = {"removed": str(len(old) - len(places)), "gone": str(np.count_nonzero(gone))}
     return pa.table(columns).replace_schema_metadata(counts)
 
 
