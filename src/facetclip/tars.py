@@ -199,8 +199,8 @@ def damaged(index: ShardIndex) -> list[int]:
 
     def whole(shard: Shard) -> bool:
         try:
-            return index.store.problem(shard) is None and intact(index.folder / shard.name, shard)
-        except OSError:  # a failing disk
+            return intact(index.folder / shard.name, shard)
+        except OSError:  # it is gone, or the disk fails
             return False
 
     return [number for number, shard in enumerate(index.shards) if not whole(shard)]
