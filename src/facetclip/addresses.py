@@ -17,6 +17,7 @@ _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 _CREDENTIALS = re.compile(r"//.*@")
 _STRANGE = re.compile(r"[\x00-\x20\x7f\\]")
+_CLEAN = {" ": "a blank in a URL; write %20"}  # what is strange -> what to do about it
 _SAFE = "/%:=&?~+!$,;'@()*[]-._"
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # What counts as global and leads elsewhere: tunnels to an IPv4 address, and the addresses of a site (RFC 3879).
@@ -98,10 +99,7 @@ def place(url: str, allowed: Allowed = frozenset()) -> Place:
     if len(url) > LONGEST_URL:
         raise Refused(f"{told}: too long a URL")
     if strange := _STRANGE.search(url):
-        blank = strange[0] == " "
-        raise Refused(
-            f"{told}: a {'blank in a URL; write %20' if blank else 'control character or backslash in a URL'}"
-        )
+        raise Refused(f"{told}: {_CLEAN.get(strange[0], 'a control character or backslash in a URL')}")
     scheme = url.partition(":")[0].lower()
     if scheme not in PORTS:
         raise Refused(f"{told}: expected http or https")

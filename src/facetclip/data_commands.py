@@ -218,14 +218,11 @@ def run_shard(args: argparse.Namespace) -> int:
 def _print_shards(report: ShardReport) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in report.splits.items())
     print(f"{report.folder}: {counted('item', report.samples)} in {counted('shard', report.shards)} ({splits})")
-    if report.repaired:
-        mended = counted("damaged shard was", report.repaired, "damaged shards were")
-        print(f"{mended} packed again, byte for byte as before")
+    _tell(report.repaired, "damaged shard was", "damaged shards were", "packed again, byte for byte as before")
     if report.changes is not None:
         _print_changes(report.changes)
-    if count := report.superseded:
-        lapsed = counted("sample in the tars counts", count, "samples in the tars count")
-        print(f"{lapsed} no longer; when they are many, build in a new folder")
+    lapsed = "no longer; when they are many, build in a new folder"
+    _tell(report.superseded, "sample in the tars counts", "samples in the tars count", lapsed)
     _print_shared(report)
     for name, count in report.unknown_cells.items():
         cells = counted("cell", count)
@@ -240,12 +237,16 @@ def _print_changes(done: Changes) -> None:
         f"updated: {counted('item', done.added)} added, {done.changed} with another photo, {done.removed} removed; "
         f"{done.bytes / 1e6:,.1f} MB of new shards"
     )
-    if done.gone:
-        kept = counted("item keeps its photo", done.gone, "items keep their photo")
-        print(f"{kept}, which is no longer where the catalog says")
-    if done.moved:
-        moved = counted("product is", done.moved, "products are")
-        print(f"{moved} in another split than before, as the catalog's split column says")
+    where = "photo, which is no longer where the catalog says"
+    _tell(done.gone, "item keeps its", "items keep their", where)
+    moved = "in another split than before, as the catalog's split column says"
+    _tell(done.moved, "product is", "products are", moved)
+
+
+def _tell(count: int, one: str, several: str, rest: str) -> None:
+    """A line about so many of what `one` and `several` name, if there are any."""
+    if count:
+        print(f"{counted(one, count, several)} {rest}")
 
 
 def _print_shared(report: ShardReport) -> None:
@@ -257,19 +258,14 @@ def _print_shared(report: ShardReport) -> None:
             f"{alike} the same under two products, {shared.apart} of them in two splits"
             f"{hint if shared.apart else ''}; see {report.folder / DUPLICATES}"
         )
-    if shared.joined:
-        joined = counted("product shares its", shared.joined, "products share their")
-        print(f"{joined} split with others that have a photo in common")
-    if shared.left_out:
-        apart = counted("product was", shared.left_out, "products were")
-        print(f"{apart} not joined for a photo that more than {MOST_JOINED} have in common")
-    if shared.torn:
-        torn = counted("group of such products was", shared.torn, "groups of such products were")
-        stays = "stays" if shared.torn == 1 else "stay"
-        print(f"{torn} put in two splits by an earlier build and {stays} there")
-    if shared.crowded:
-        crowded = counted("photo looks", shared.crowded, "photos look")
-        print(f"{crowded} like so many others that not every pair of theirs was compared")
+    common = "split with others that have a photo in common"
+    _tell(shared.joined, "product shares its", "products share their", common)
+    apart = f"not joined for a photo that more than {MOST_JOINED} have in common"
+    _tell(shared.left_out, "product was", "products were", apart)
+    torn = f"put in two splits by an earlier build and {'stays' if shared.torn == 1 else 'stay'} there"
+    _tell(shared.torn, "group of such products was", "groups of such products were", torn)
+    crowded = "like so many others that not every pair of theirs was compared"
+    _tell(shared.crowded, "photo looks", "photos look", crowded)
 
 
 def _progress(done: int, whole: int) -> None:

@@ -9,14 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from facetclip.addresses import is_url
 from facetclip.claims import claimed
-from facetclip.downloads import download_all
 from facetclip.errors import UserError
 from facetclip.files import sync_folder
 from facetclip.index import INDEX_NAME, ShardIndex, open_index, read_metadata
 from facetclip.portions import WHOLE
-from facetclip.slices import PARTS, Build
+from facetclip.slices import PARTS, Build, fetch_images
 from facetclip.tars import Slice, damaged, pack, read_part
 from facetclip.workers import each
 
@@ -41,26 +39,31 @@ def repaired(build: Build) -> int:
 
 def _pack_again(build: Build, index: ShardIndex, numbers: Sequence[int]) -> None:
     slices = [_slice(build, index, number) for number in numbers]
-    if build.spec.fetch is not None and build.downloads is not None:
-        download_all(
-            (cell for rows in slices for cell in rows.images if is_url(cell)), build.spec.fetch, build.downloads
-        )
+    fetch_images(build, slices)
     for _ in each(pack, slices, workers=build.spec.workers):
         pass
-    for number, rows in zip(numbers, slices, strict=True):
-        part = read_part(rows.part, rows.digest)
-        if part is None or part.shard != index.shards[number]:
-            for left in slices:
-                left.tar.unlink(missing_ok=True)
-            why = next((message for _, _, message in part.bad), "") if part else ""
-            raise UserError(
-                f"{index.folder / index.shards[number].name}: damaged, and cannot be packed again as it was: a photo, "
-                f"title or label in it is another one now{f' ({why})' if why else ''}; nothing was changed. Give what "
-                "was there back, or build anew with another --out"
-            )
+    try:
+        for number, rows in zip(numbers, slices, strict=True):
+            _require_same(index, number, rows)
+    except UserError:
+        for rows in slices:
+            rows.tar.unlink(missing_ok=True)
+        raise
     for rows in slices:
         rows.tar.replace(index.folder / rows.tar.name)
     sync_folder(index.folder)
+
+
+def _require_same(index: ShardIndex, number: int, rows: Slice) -> None:
+    """UserError where what was packed is not the shard of the index."""
+    part, shard = read_part(rows.part, rows.digest), index.shards[number]
+    if part is not None and part.shard == shard:
+        return
+    why = f" ({part.bad[0][2]})" if part and part.bad else ""
+    raise UserError(
+        f"{index.folder / shard.name}: damaged, and cannot be packed again as it was: a photo, title or label in it is "
+        f"another one now{why}; nothing was changed. Give what was there back, or build anew with another --out"
+    )
 
 
 def _slice(build: Build, index: ShardIndex, number: int) -> Slice:

@@ -5,17 +5,15 @@ same bytes, and a build that was interrupted continues with the shards that are 
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from facetclip import faults
-from facetclip.addresses import is_url
 from facetclip.catalog import Catalog
 from facetclip.claims import OTHER, claimed, clear_up
-from facetclip.downloads import download_all
 from facetclip.errors import OwnMistake, UserError
 from facetclip.files import write_whole
 from facetclip.images import reasons
@@ -26,7 +24,7 @@ from facetclip.lease import Held
 from facetclip.portions import WHOLE, Portion
 from facetclip.repairs import repaired
 from facetclip.schema import Schema
-from facetclip.slices import Build, ShardSpec, plan_build
+from facetclip.slices import Build, ShardSpec, fetch_images, plan_build
 from facetclip.splits import SPLITS
 from facetclip.spreadsheets import csv_of
 from facetclip.store import Shard
@@ -163,13 +161,6 @@ def _cleared(build: Build, reused: int) -> ShardReport:
     return _report(build, reused)
 
 
-def _fetch(build: Build, numbers: Iterable[int]) -> None:
-    """Have every image that these shards name by URL in the folder of downloads, or a note there why not."""
-    if build.spec.fetch is not None and build.downloads is not None:
-        cells = (cell for number in numbers for cell in build.slice(number).images)
-        download_all(filter(is_url, cells), build.spec.fetch, build.downloads)
-
-
 def _usable(build: Build, number: int) -> bool:
     """Whether an interrupted run left this shard finished: its tar whole, its images as they were."""
     part = read_part(build.part(number), build.digest)
@@ -187,7 +178,7 @@ def _whole(build: Build, number: int) -> bool:
 
 def _pack_missing(build: Build, progress: Progress | None) -> int:
     """Pack this process's shards, or as many as it takes to see that too many images are bad; how many were there."""
-    _fetch(build, (number for number in build.numbers if not _whole(build, number)))
+    fetch_images(build, map(build.slice, (number for number in build.numbers if not _whole(build, number))))
     numbers = [number for number in build.numbers if not _usable(build, number)]
     for number in numbers:
         build.part(number).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ So every process, on whatever machine, knows the same slices by itself.
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from facetclip.addresses import is_url
 from facetclip.catalog import Catalog
-from facetclip.downloads import FetchSpec
+from facetclip.downloads import FetchSpec, download_all
 from facetclip.errors import UserError
 from facetclip.hamming import FARTHEST
 from facetclip.index import ShardIndex, canonical
@@ -276,6 +278,13 @@ def plan_build(catalog: Catalog, schema: Schema, spec: ShardSpec, portion: Porti
         total.update(numbers.tobytes())
     places = np.arange(len(rows.items))
     return Build(rows, schema, spec, places, total.hexdigest(), total.hexdigest(), portion)
+
+
+def fetch_images(build: Build, slices: Iterable[Slice]) -> None:
+    """Have every image that these rows name by URL in the folder of downloads, or a note there why not."""
+    if build.spec.fetch is not None and build.downloads is not None:
+        cells = (cell for rows in slices for cell in rows.images)
+        download_all(filter(is_url, cells), build.spec.fetch, build.downloads)
 
 
 def _cut(column: pa.ChunkedArray, places: list[int]) -> list:
