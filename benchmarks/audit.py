@@ -64,7 +64,7 @@ def judged(queue: list[Suggestion], truth: dict[str, dict[str, str]], out: Path)
 def worth(index: ShardIndex, truth: dict[str, np.ndarray], work: Path, seed: int) -> float:
     """Mean macro-F1 against the truth, on the test split, of a model fine-tuned on the shards."""
     rows = index.rows("test")
-    scores = score_rows(trained(index, work, seed), index, rows)
+    scores = score_rows(trained(index, work / "run", seed), index, rows)
     each = []
     for name, attribute in index.schema.attributes.items():
         listed = listed_values(attribute, truth[name][rows])

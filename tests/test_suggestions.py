@@ -58,11 +58,12 @@ def test_a_reason_that_is_none_is_refused(tmp_path):
         read_suggestions(tmp_path)
 
 
-def test_corrections_are_read_with_their_rows_whatever_a_spreadsheet_did_to_the_columns(tmp_path):
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_corrections_are_read_with_their_rows_whatever_a_spreadsheet_did_to_the_columns(tmp_path, separator, encoding):
     path = tmp_path / "corrections.csv"
-    path.write_text(
-        "\ufeffvalue,verdict,note,suggested,listed,attribute,item_id\r\nred,accept,,red,,colour,'=1\r\n", "utf-8"
-    )
+    text = "value,verdict,note,suggested,listed,attribute,item_id\r\nred,accept,,red,,colour,'=1\r\n"
+    path.write_text(text.replace(",", separator), encoding)
     assert read_corrections(path) == ([Correction("=1", "colour", "", "red", "accept", "red")], [2])
 
 
@@ -71,7 +72,7 @@ def test_corrections_are_read_with_their_rows_whatever_a_spreadsheet_did_to_the_
     [
         ("item_id,attribute\n", "row 1: no column 'listed', 'suggested', 'verdict', 'value'"),
         (HEADER + "a,sleeve,long,short,maybe,short\n", "row 2: expected one of accept, reject, other, unclear"),
-        (HEADER + "a,sleeve,long\n", "row 2: fewer cells"),
+        (HEADER + "a,sleeve,long\n", "row 2: expected 6 cells as in the header, found 3"),
     ],
 )
 def test_corrections_that_cannot_be_understood_are_refused_by_row(tmp_path, text, message):
@@ -85,5 +86,5 @@ def test_corrections_that_are_not_there_or_not_text_are_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_corrections(tmp_path / "none.csv")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8 text"):
+    with pytest.raises(UserError, match="not UTF-16 text"):
         read_corrections(tmp_path / "binary.csv")

@@ -181,11 +181,17 @@ def text_of(path: Path) -> str:
 def separator_of(path: Path, text: str) -> str:
     """What separates the cells of such a file: in a .csv also a semicolon or a tab, where its header holds no comma
     outside of quotes and one of these alone."""
-    usual = SEPARATORS[path.suffix.lower()]
+    usual = SEPARATORS.get(path.suffix.lower(), ",")
     header = re.match(r'[\s,;]*((?:"(?:[^"]|"")*"|[^"\r\n])*)', text)
     bare = re.sub(r'"(?:[^"]|"")*"', "", header.group(1)) if header else ""
     marks = [mark for mark in OTHER_SEPARATORS if mark in bare]
     return usual if usual != "," or usual in bare or len(marks) != 1 else marks[0]
+
+
+def read_separated(path: Path) -> Catalog:
+    """The table in a file of separated cells, which may have no row; UserError naming the row that is broken."""
+    table, skipped = _read_separated(path)
+    return Catalog(path.name, table, 2, skipped)
 
 
 def _read_separated(path: Path) -> tuple[pa.Table, tuple[int, ...]]:

@@ -4,14 +4,13 @@
 are about and what the attributes mean. The review page answers with a `corrections.csv`.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from facetclip.catalog import read_separated
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.schema import Schema
@@ -149,17 +148,9 @@ def _one_of(path: Path, number: int, word: str, known: Sequence[str]) -> Any:
 
 
 def _rows(path: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(row number, the cells of `names`) of each row of a CSV file; the header is row 1."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    if lacking := [name for name in names if name not in (rows.fieldnames or [])]:
+    """(row number, the cells of `names`) of each row of a CSV file, which a spreadsheet may have saved."""
+    table = read_separated(path)
+    if lacking := [name for name in names if name not in table.table.column_names]:
         raise UserError(f"{path.name}, row 1: no column {', '.join(map(repr, lacking))}")
-    for number, row in enumerate(rows, 2):
-        if any(row[name] is None for name in names):
-            raise UserError(f"{path.name}, row {number}: fewer cells than the header has")
-        yield number, {name: live(row[name]) for name in names}
+    for place, cells in enumerate(zip(*map(table.column, names), strict=True)):
+        yield table.row_number(place), {name: live(cell or "") for name, cell in zip(names, cells, strict=True)}
