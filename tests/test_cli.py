@@ -61,7 +61,7 @@ def test_an_unknown_verb_is_refused_with_the_list(capsys: pytest.CaptureFixture[
     ("words", "told"),
     [
         (["--max-bad", "nan"], "argument --max-bad: expected a share from 0 to 1"),
-        (["--max-bad", "2"], "such as 0.02 for 2 in 100, found '2'"),
+        (["--max-bad", "2"], "such as 0.9 for 9 in 10, found '2'"),
         (["--resize", "big"], "argument --resize: invalid int value: 'big'"),
         (["--resise", "64"], "unrecognized arguments: --resise 64"),
     ],

@@ -99,7 +99,7 @@ def test_an_answer_may_stand_there_twice_but_not_contradict_itself(tmp_path):
     [
         ("z,sleeve,long,short,accept,short", "row 2: the catalog has no item 'z'"),
         ("a,sleve,long,short,accept,short", "no attribute 'sleve'; did you mean 'sleeve'"),
-        ("a,sleeve,long,short,accept,tiny", "'tiny' is no value of sleeve; expected one of long, short, none"),
+        ("a,sleeve,long,short,other,tiny", "'tiny' is no value of sleeve; expected one of long, short, none"),
         ("a,colour,red,red|pink,accept,red|pink", "'pink' is no value of colour"),
     ],
 )
@@ -127,6 +127,63 @@ def test_the_catalog_itself_is_never_overwritten(tmp_path):
         apply_corrections(line, source, SCHEMA, source, tmp_path / "changes.csv")
     with pytest.raises(UserError, match=r"expected a \.csv file"):
         apply_corrections(line, source, SCHEMA, tmp_path / "x.parquet", tmp_path / "changes.csv")
+
+
+def test_catalog_and_log_cannot_be_one_file(tmp_path):
+    source, path = shop(tmp_path), answers(tmp_path)
+    with pytest.raises(UserError, match="is named for the catalog and for its log"):
+        apply_corrections(path, source, SCHEMA, tmp_path / "out.csv", tmp_path / "x" / ".." / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_what_cannot_be_written_leaves_neither_catalog_nor_log(tmp_path, monkeypatch):
+    source = shop(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("facetclip.corrections._rewrite", killed)
+    with pytest.raises(KeyboardInterrupt):
+        apply(tmp_path, source)
+    assert not (tmp_path / "changes.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "value"), [("reject", "short"), ("unclear", "short"), ("accept", ""), ("accept", "long")]
+)
+def test_a_verdict_that_says_otherwise_than_its_value_is_refused(tmp_path, verdict, value):
+    with pytest.raises(UserError, match=f"corrections.csv, row 2: {verdict} means '.*', but the value is '{value}'"):
+        apply(tmp_path, shop(tmp_path), f"a,sleeve,long,short,{verdict},{value}")
+    assert not (tmp_path / "fixed.csv").exists()
+
+
+def test_the_same_corrections_again_change_nothing_and_say_so(tmp_path):
+    source = shop(tmp_path)
+    assert apply(tmp_path, source, "a,sleeve,long,short,accept,short") == Applied(1, 0, 0)
+    again = tmp_path / "again.csv"
+    told = apply_corrections(tmp_path / "corrections.csv", tmp_path / "fixed.csv", SCHEMA, again, tmp_path / "log.csv")
+    assert told == Applied(0, 1, 0)
+    assert again.read_bytes() == (tmp_path / "fixed.csv").read_bytes()
+
+
+def test_an_item_that_is_there_twice_is_refused(tmp_path):
+    source = shop(tmp_path, CATALOG + "a,P9,z.jpg,pants,,red,\n")
+    with pytest.raises(UserError, match=r"shop\.csv, row 6: item id 'a' is already in row 2"):
+        apply(tmp_path, source, "a,sleeve,long,short,accept,short")
+
+
+@pytest.mark.parametrize(("encoding", "line_end"), [("utf-8-sig", "\r\n"), ("utf-16", "\r\n"), ("utf-8", "\n")])
+def test_a_spreadsheets_file_stays_one_that_it_reads(tmp_path, encoding, line_end):
+    lines = [
+        "id;product;image;category;sleeve;colour",
+        "a;P1;größe.jpg;shirt;long;red",
+        "b;P2;b.jpg;pants;;red|blue",
+        "",
+    ]
+    source = tmp_path / "shop.csv"
+    source.write_bytes(line_end.join(lines).encode(encoding))
+    apply(tmp_path, source, "a,sleeve,long,short,accept,short")
+    assert (tmp_path / "fixed.csv").read_bytes() == line_end.join(lines).replace("long", "short").encode(encoding)
 
 
 def test_tabs_json_lines_and_parquet_keep_their_kind(tmp_path):

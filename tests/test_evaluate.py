@@ -19,9 +19,10 @@ from facetclip.intervals import numbers_of
 from facetclip.metrics import listed_values, measure_attribute, read_values
 from facetclip.mistakes import worst_mistakes
 from facetclip.model import ModelCard, load_model, save_model
+from facetclip.policy import Policy, decide
 from facetclip.registry import file_evaluation, register
 from facetclip.report import EvalReport
-from facetclip.schema import NOT_APPLICABLE, UNLABELLED
+from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
 from facetclip.scores import Scores, reader_digest, score_rows
 from facetclip.slicing import columns_of, slices
 from facetclip.spool import RunRecord
@@ -190,6 +191,20 @@ def test_promotion_tallies_what_the_report_says(index, start):
         assert numbers_of(each) == numbers
 
 
+def test_a_model_from_before_an_attribute_was_added_is_examined_on_its_own(tmp_path, index):
+    facts = SCHEMA.model_dump()
+    del facts["attributes"]["colour"]
+    older = make_reader(schema=Schema.model_validate(facts))
+    save_model(older, tmp_path / "older", card=replace(older.card, start="starter"))
+    save_model(make_reader(), tmp_path / "newer", card=replace(make_reader().card, start="starter"))
+    examine = examiner(index.folder, "test")
+    champion, challenger = examine(str(tmp_path / "older")), examine(str(tmp_path / "newer"))
+    assert (set(champion.tallies), champion.unlabelled) == ({"category", "sleeve"}, ())
+    assert set(challenger.tallies) == set(SCHEMA.names)
+    assert set(decide(challenger, champion, Policy(least=1)).differences) == {"category", "sleeve"}
+    assert "does not read colour" in decide(champion, challenger, Policy(least=1)).reason
+
+
 def test_the_models_own_cut_offs_are_tried_as_gaps_are_filled(index):
     reader = make_reader()
     reader.calibration = {"category": Calibration(0.5), "sleeve": Calibration(0.03)}
@@ -202,8 +217,11 @@ def test_the_models_own_cut_offs_are_tried_as_gaps_are_filled(index):
     assert all_given.kept.value == report.model.attributes["category"].accuracy  # one photo a product here
     sure = scores.probabilities["category"].max(axis=1)[index.labels["category"][rows] >= 0]
     assert some.coverage == pytest.approx((sure >= 0.97).mean())
-    excluded = scores.predicted()["category"] == 1  # pants, of which no sleeve is told
-    known = index.labels["sleeve"][rows] >= 0
+    category, known = index.labels["category"][rows], index.labels["sleeve"][rows] >= 0
+    excluded = (
+        np.where(category >= 0, category, scores.predicted()["category"]) == 1
+    )  # pants, of which no sleeve is told
+    assert (scores.predicted()["category"][known] == 1).sum() > excluded[known].sum() > 0
     assert [each.precision for each in report.model.promises["sleeve"]] == [0.9, 0.95, 0.99]
     assert report.model.promises["sleeve"][0].coverage == pytest.approx((~excluded)[known].mean())
     assert "colour" not in report.model.promises

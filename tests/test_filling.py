@@ -41,13 +41,13 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def extracted(shop: Path, monkeypatch: pytest.MonkeyPatch, **card: Any) -> Path:
+def extracted(shop: Path, monkeypatch: pytest.MonkeyPatch, max_bad: float = 0.0, **card: Any) -> Path:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     reader = make_reader()
     reader.calibration = card.pop("calibration", {name: Calibration(0.05, 0.1) for name in SCHEMA.names})
     given = replace(reader.card, start="starter", calibration=reader.calibration, **({"cutoffs": LOW} | card))
     save_model(reader, shop / "model", card=given)
-    source = FromCatalog(str(shop / "shop.csv"), shop / "schema.toml", shop / "images")
+    source = FromCatalog(str(shop / "shop.csv"), shop / "schema.toml", shop / "images", max_bad=max_bad)
     extract(str(shop / "model"), source, shop / "scores", part_size=3)
     return shop / "scores"
 
@@ -87,6 +87,31 @@ def test_gaps_are_filled_and_marked_and_nothing_that_was_given_changes(shop, mon
         if old["category"] == "pants":
             assert (new["sleeve"], new["sleeve_source"]) == ("", "table")  # it does not apply
     assert (shop / "shop.csv").read_text().count("photo") == 0
+
+
+def test_a_gap_whose_photo_cannot_be_read_is_counted_and_stays(shop, monkeypatch):
+    (shop / "images" / "2.jpg").write_bytes(b"no photo")
+    scores = extracted(shop, monkeypatch, max_bad=0.2)
+    found = fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "filled.csv", FillSpec(0.2))
+    assert (found["category"].gaps, found["category"].filled) == (2, 1)
+    row = rows_of(shop / "filled.csv")[2]
+    assert (row["category"], row["category_source"]) == ("", "")
+
+
+def test_a_spreadsheets_file_is_filled_as_one(shop, monkeypatch):
+    scores, source = extracted(shop, monkeypatch), shop / "shop.csv"
+    source.write_bytes(source.read_text().replace(",", ";").replace("\n", "\r\n").encode("utf-8-sig"))
+    fill(scores, str(source), shop / "schema.toml", shop / "filled.csv", FillSpec(0.2))
+    content = (shop / "filled.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfid;product;image;category;category_source;")
+    assert content.count(b"\r\n") == content.count(b"\n") == 9
+
+
+def test_an_item_that_is_there_twice_is_refused(shop, monkeypatch):
+    scores, source = extracted(shop, monkeypatch), shop / "shop.csv"
+    source.write_text(source.read_text() + "item 0,P0,0.jpg,,,,\n")
+    with pytest.raises(UserError, match=r"shop\.csv, row 10: item id 'item 0' is already in row 2"):
+        fill(scores, str(source), shop / "schema.toml", shop / "filled.csv", FillSpec(0.2))
 
 
 def test_where_photos_are_not_sure_enough_gaps_stay(shop, monkeypatch):

@@ -152,3 +152,11 @@ def test_paths_come_before_urls_beside_them(tmp_path: Path, name: str) -> None:
     schema = infer(tmp_path, "\n".join(beside))
     assert schema.columns.image == name
     assert "image_url" not in schema.names
+
+
+@pytest.mark.parametrize("silent", ["", "none", "n/a"])
+def test_a_word_for_nothing_is_a_gap_where_the_rule_is_looked_for_too(tmp_path: Path, silent: str) -> None:
+    rows = [("shirt", "long"), ("shirt", "short"), ("pants", silent)] * 20
+    lines = [f"S{place},P{place},{place}.jpg,{kind},{sleeve}" for place, (kind, sleeve) in enumerate(rows)]
+    schema = infer(tmp_path, "\n".join(["item_id,product_id,image,category,sleeve", *lines]) + "\n")
+    assert schema.attributes["sleeve"].applies_where == {"category": ("shirt",)}

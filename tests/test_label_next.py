@@ -6,7 +6,7 @@ from small_shop import SCHEMA, make_reader, make_shards
 
 from facetclip.cli import main
 from facetclip.errors import UserError
-from facetclip.label_next import entropy, label_next, pick
+from facetclip.label_next import _suggestion, entropy, label_next, pick
 from facetclip.model import save_model
 from facetclip.suggestions import read_suggestions
 
@@ -51,3 +51,9 @@ def test_nothing_left_to_label_is_said(tmp_path: Path) -> None:
         label_next(index.folder, str(tmp_path / "model"), tmp_path / "queue", count=3)
     with pytest.raises(UserError, match="expected at least 1, found 0"):
         label_next(index.folder, str(tmp_path / "model"), tmp_path / "queue", count=0)
+
+
+def test_a_set_of_values_is_as_sure_as_the_least_sure_of_them(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards", items=4)
+    found = _suggestion(index, 0, "colour", np.array([0.99, 0.51, 0.1]))
+    assert (found.suggested, found.probability) == ("red|green", 0.51)

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import facetclip.lease as lease_module
-from facetclip.lease import Lease
+from facetclip.lease import Held, Lease, holder
 
 
 @pytest.fixture
@@ -54,3 +56,39 @@ def test_a_release_leaves_nobody_named(tmp_path: Path) -> None:
     held = Lease(tmp_path / "lease.json", "is at work")
     held.release()
     assert held.path.read_bytes() == b""
+
+
+def test_a_file_that_is_cleared_up_while_it_is_taken_is_made_anew(tmp_path: Path, monkeypatch) -> None:
+    path, made, cleared = tmp_path / "parts" / "it.json", lease_module._made, [True, True]
+
+    def made_and_cleared(place: Path):
+        file = made(place)
+        if cleared:
+            cleared.pop()
+            shutil.rmtree(tmp_path / "parts")
+        return file
+
+    monkeypatch.setattr(lease_module, "_made", made_and_cleared)
+    mine = Lease(path, "does")
+    with pytest.raises(Held):
+        Lease(path, "does")
+    assert holder(path) is not None
+    mine.release()
+
+
+def test_taking_and_clearing_up_at_once_ends_in_no_error(tmp_path: Path) -> None:
+    """A folder that comes and goes: every holder holds the file that is there."""
+    folder, stop = tmp_path / "parts", threading.Event()
+
+    def clear() -> None:
+        while not stop.is_set():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    clearing = threading.Thread(target=clear)
+    clearing.start()
+    try:
+        for _ in range(50):
+            Lease(folder / "it.json", "does").release()
+    finally:
+        stop.set()
+        clearing.join()

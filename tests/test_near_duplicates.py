@@ -161,6 +161,22 @@ SCHEMA = Schema.model_validate(
 )
 
 
+def test_values_are_named_as_the_catalog_joins_them(tmp_path):
+    words = Schema.from_json(SCHEMA.to_json().replace('"|"', '";"'))
+    index = pa.table(
+        {
+            "item": ["a", "b"],
+            "product_id": ["P0", "P1"],
+            "split": pa.array([0, 2], pa.int8()),
+            "label:sleeve": pa.array([0, 0], pa.int16()),
+            "label:colour": pa.array([0b11, 0b10], pa.int64()),
+        }
+    )
+    found = Duplicates(np.array([1]), np.array([0]), np.array([3], np.uint8))
+    write_duplicates(tmp_path / "duplicates.csv", found, index, words)
+    assert "colour: blue, red;blue" in (tmp_path / "duplicates.csv").read_text()
+
+
 def test_the_report_names_both_the_distance_the_splits_and_what_they_say_otherwise(tmp_path):
     index = pa.table(
         {

@@ -66,6 +66,15 @@ def place(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     return make
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A forked child cannot use its parent's threads. Other tests compare bits, which their number may change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> FromShards:
     return FromShards(make_shards(tmp_path_factory.mktemp("shards")).folder)
@@ -152,10 +161,9 @@ def test_killed_between_any_two_steps_it_goes_on_to_the_same_bytes(kind, place, 
 
 
 def test_a_process_killed_for_real_while_it_writes_to_s3_is_gone_on_with(
-    place, shards, model, finished, monkeypatch
+    place, shards, model, finished, monkeypatch, one_thread
 ) -> None:
     where = place("s3")
-    torch.set_num_threads(1)  # a forked child cannot use its parent's threads
     for fault, parts in (("remote.before_put:3", 2), ("extract.after_part:2", 4), ("extract.before_manifest:1", 5)):
         monkeypatch.setenv("FACETCLIP_FAULT", fault)
         child = os.fork()

@@ -42,7 +42,8 @@ def shop(items: int = 900, wrong: float = 0.05, seed: int = 0) -> tuple[np.ndarr
 
 
 def judged(features: np.ndarray, labels: dict, products: np.ndarray) -> dict[str, Doubt]:
-    return doubts(probed(features, labels, SCHEMA, folds_of(products, 5, seed=0), seed=0), labels, SCHEMA)
+    folds = folds_of(products, 5, seed=0)
+    return doubts(probed(features, labels, SCHEMA, folds, seed=0), labels, SCHEMA, folds)
 
 
 def test_what_is_planted_is_found_first_and_its_share_is_estimated():
@@ -64,13 +65,36 @@ def test_a_clean_table_is_hardly_doubted():
     assert found["shape"].share < 0.01
 
 
+@pytest.mark.parametrize("name", ["shape", "colour"])
+def test_a_value_of_one_product_alone_is_not_doubted_since_no_judge_has_seen_it(name):
+    features, labels, _, products = shop(wrong=0.0)
+    rare = {"shape": 3, "colour": 0b101}[name]
+    labels[name] = np.where((labels[name] == 3) | (labels[name] & 0b100 > 0) & (name == "colour"), -1, labels[name])
+    before = judged(features, labels, products)[name]
+    only = np.flatnonzero(products == 7)
+    labels[name][only] = rare
+    found = judged(features, labels, products)[name]
+    assert not found.judged[only].any()
+    assert not found.wrong[only].any()
+    assert found.judged.sum() == (labels[name] >= 0).sum() - len(only)
+    assert found.share == pytest.approx(before.share, abs=0.002)
+
+
+def test_nothing_is_said_of_a_table_that_no_judge_has_seen_any_value_of():
+    labels = {"empty": np.array([0, 1])}
+    schema = SCHEMA.model_copy(update={"attributes": {"empty": EMPTY}})
+    found = doubts({"empty": np.zeros((2, 2))}, labels, schema, np.array([0, 1]))["empty"]
+    assert (found.share, found.judged.any()) == (0.0, False)
+
+
 def test_cells_are_ranked_where_no_noise_was_found():
     """A reader that is unsure explains every cell, and still contradicts some more than others."""
     random = np.random.default_rng(0)
     logits = random.normal(size=(400, 2))
     chance = np.exp(logits[:, 1]) / np.exp(logits).sum(axis=1)
     labels = (random.random(400) < chance).astype(np.int64)
-    found = doubts({"empty": logits}, {"empty": labels}, SCHEMA.model_copy(update={"attributes": {"empty": EMPTY}}))
+    schema = SCHEMA.model_copy(update={"attributes": {"empty": EMPTY}})
+    found = doubts({"empty": logits}, {"empty": labels}, schema, np.arange(400) % 5)
     told = np.where(labels == 1, chance, 1 - chance)
     assert found["empty"].calibration.noise == 0
     assert np.array_equal(np.argsort(-found["empty"].wrong), np.argsort(told))

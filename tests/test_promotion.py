@@ -190,6 +190,32 @@ def registry(store: str, monkeypatch: pytest.MonkeyPatch) -> Registry:
     return Registry(store, monkeypatch)
 
 
+def test_what_another_promoter_rolled_back_meanwhile_is_not_promoted_again(registry: Registry) -> None:
+    registry.add(examined("a", lid=0.5))
+    registry.promote()
+    registry.add(examined("b", lid=0.9))
+    examine = registry.examine
+
+    def while_another_is_at_work(folder: str) -> Examined:
+        if folder == "2" and "2" not in registry.seen:
+            assert registry.promote().promote
+            assert registry.rollback() == ("1", "2")
+        return examine(folder)
+
+    decision = promote("shop", while_another_is_at_work, POLICY)
+    assert (decision.promote, decision.reason) == (False, "version 2 was rolled back; train another")
+    assert registry.aliases["champion"] == "1"
+
+
+def test_two_spellings_of_a_store_share_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri in ("sqlite:///mlflow.db", f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/x/../mlflow.db"):
+        monkeypatch.setattr(promotion, "tracking_uri", lambda uri=uri: uri)
+        with promotion.promoting("shop"):
+            pass
+    assert len(list(tmp_path.glob(".facetclip-promote-*.lock"))) == 1
+
+
 def test_the_first_challenger_becomes_champion_and_only_a_better_one_follows(registry: Registry) -> None:
     registry.add(examined("a", lid=0.5))
     assert registry.promote().promote

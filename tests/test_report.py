@@ -144,6 +144,14 @@ def test_the_confusion_matrix_is_drawn_most_frequent_value_first_and_loses_no_it
     assert names[-1] == f"{seen - MOST_DRAWN + 1} other values"
 
 
+def test_one_mistake_among_thousands_is_shown():
+    report = make_report(values=["yes", "no"])
+    lid = report.model.attributes["lid"]
+    report.model.attributes["lid"] = replace(lid, confusion=((5000, 2), (3, 7000)))
+    page = render_page(report, {})
+    assert re.findall(r"<td[^>]*>([\d,]+)</td>", page.split("<h3>lid</h3>")[1])[:4] == ["7,000", "3", "2", "5,000"]
+
+
 def test_values_that_never_occur_are_not_drawn():
     numbers = measure_attribute(
         Attribute(column="a", values=("x", "y", "z")), np.array([0, 0, 2]), np.eye(3)[[0, 0, 2]]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from small_shop import SCHEMA, make_shards
 
+from facetclip import review
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.index import ShardIndex
@@ -59,6 +60,17 @@ def test_shards_of_other_data_are_refused(tmp_path, index):
     with pytest.raises(UserError, match="not the data that"):
         write_review(tmp_path / "audit", tmp_path / "page.html", shards=other.folder)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_nothing_but_a_review_page_is_overwritten(tmp_path, index):
+    folder, page = audit(tmp_path / "audit", index), tmp_path / "page.html"
+    assert write_review(folder, page) == write_review(folder, page) == 30
+    page.write_text("<!doctype html><html><body>mine</body></html>")
+    with pytest.raises(UserError, match="is there already and is no review page"):
+        write_review(folder, page)
+    with pytest.raises(UserError, match=r"expected a file that ends in \.html"):
+        write_review(folder, tmp_path / "catalog.csv")
+    assert "mine" in page.read_text()
 
 
 def test_nothing_to_review_is_said(tmp_path, index):
@@ -134,6 +146,17 @@ def test_keys_decide_undo_and_survive_a_reload(tmp_path, index, browser):
         "item 1,sleeve,long,short,reject,long",
         "item 2,sleeve,long,short,other,none",
     ]
+
+
+@pytest.mark.xdist_group("browser")
+def test_a_first_photo_that_cannot_be_shown_moves_no_other(tmp_path, index, browser, monkeypatch):
+    drawn = review._picture
+    monkeypatch.setattr(review, "_picture", lambda index, row, size: drawn(index, row, size) if row else "")
+    opened(browser, made(tmp_path, index))
+    kept = browser.execute_script("return document.getElementById('pictures').textContent.split('\\n')")
+    assert kept[0] == "" != kept[1]
+    press(browser, "n")
+    assert browser.execute_script("return document.querySelector('img').src").endswith(kept[1])
 
 
 @pytest.mark.xdist_group("browser")

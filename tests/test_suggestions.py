@@ -4,11 +4,13 @@ from dataclasses import replace
 import pytest
 from small_shop import SCHEMA
 
+from facetclip import suggestions
 from facetclip.errors import UserError
 from facetclip.suggestions import (
     Correction,
     Suggestion,
     Suggestions,
+    claim,
     read_corrections,
     read_suggestions,
     write_suggestions,
@@ -88,3 +90,35 @@ def test_corrections_that_are_not_there_or_not_text_are_named(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-16 text"):
         read_corrections(tmp_path / "binary.csv")
+
+
+def test_suggestions_take_no_place_of_others_nor_of_shards(tmp_path):
+    write_suggestions(FOUND, tmp_path / "audit")
+    claim(tmp_path / "audit", FOUND.title)
+    with pytest.raises(UserError, match="holds other suggestions"):
+        claim(tmp_path / "audit", "Photos to label next")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shard-000000.tar").write_bytes(b"")
+    with pytest.raises(UserError, match="holds shards"):
+        claim(tmp_path / "shards", FOUND.title)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        claim(tmp_path / "file" / "audit", FOUND.title)
+    claim(tmp_path / "new" / "audit", FOUND.title)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit", "file", "shards"]
+
+
+def test_a_kill_between_the_two_files_leaves_no_folder_that_reads(tmp_path, monkeypatch):
+    write_suggestions(FOUND, tmp_path)
+    written = suggestions.write_whole
+
+    def killed(path, content):
+        if path.name == "about.json":
+            raise KeyboardInterrupt
+        written(path, content)
+
+    monkeypatch.setattr(suggestions, "write_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_suggestions(FOUND, tmp_path)
+    with pytest.raises(UserError, match=r"no about\.json"):
+        read_suggestions(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -391,3 +392,20 @@ def stop(server: subprocess.Popen) -> None:
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def test_points_that_a_full_disk_took_in_part_spoil_no_later_one(tmp_path: Path) -> None:
+    spool, point = Spool(tmp_path), {"key": "loss", "timestamp": 0, "value": 0.5}
+    spool.append([{**point, "step": 0}])
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (spool.path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            spool.append([{**point, "step": 1}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    spool.append([{**point, "step": 2}])
+    assert [each["step"] for points, _ in spool.unsent() for each in points] == [0, 2]
+    spool.close()

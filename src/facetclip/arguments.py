@@ -39,6 +39,17 @@ def add_dataset_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-split", help="which split of the catalog, where that is a dataset of several")
 
 
+def here(text: str) -> Path:
+    """The type of an argument that is a path of this machine.
+
+    >>> here("runs/shop").name
+    'shop'
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a path of this machine, found {text!r}")
+    return Path(text)
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """The type of an argument that is a whole number from `least` on.
 
@@ -66,5 +77,5 @@ def share(text: str) -> float:
     except ValueError:
         found = -1.0
     if not 0 <= found <= 1:  # nan is refused, too
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, such as 0.02 for 2 in 100, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, such as 0.9 for 9 in 10, found {text!r}")
     return found

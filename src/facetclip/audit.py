@@ -28,7 +28,7 @@ from facetclip.probing import Doubt, alternatives, doubts, folds_of, probed
 from facetclip.runs import fit
 from facetclip.schema import Attribute, spans
 from facetclip.splits import SPLITS
-from facetclip.suggestions import Suggestion, Suggestions, write_suggestions
+from facetclip.suggestions import Suggestion, Suggestions, claim, write_suggestions
 from facetclip.trainer import Trainer
 from facetclip.validation import read_logits
 
@@ -67,6 +67,8 @@ def audit(shards: Path | str, out: Path, spec: AuditSpec) -> Audited | None:
     be learned from them.
     """
     index = open_index(shards)
+    title = f"Cells of {index.name} that the photos contradict"
+    claim(out, title)
     schema, labels = index.schema, index.labels
     if not any(len(np.unique(column[column >= 0])) > 1 for column in labels.values()):
         raise UserError(f"{index.store}: no attribute lists two values; there is nothing to audit")
@@ -78,14 +80,13 @@ def audit(shards: Path | str, out: Path, spec: AuditSpec) -> Audited | None:
     if not accelerator.is_main_process:
         return None
     logits = probed(features, labels, schema, folds, seed=spec.seed)
-    found = doubts(_averaged(logits, tuned) if tuned else logits, labels, schema)
+    found = doubts(_averaged(logits, tuned) if tuned else logits, labels, schema, folds)
     ranked = _ranked(index, found)[: spec.most]
     cells = {name: int((labels[name] >= 0).sum()) for name in found}
     wrong = {name: each.share for name, each in found.items()}
     flags = tuple(flag_photos(index, features))
     judges = f"probes on {start}" + (f" and {start}, fine-tuned" if spec.run else "")
     facts = {"judges": judges, "folds": spec.folds, "cells": cells, "wrong": {k: round(v, 5) for k, v in wrong.items()}}
-    title = f"Cells of {index.name} that the photos contradict"
     queue = tuple(_suggestions(index, found, ranked))
     write_flags(flags, out / FLAGS)
     write_suggestions(Suggestions(title, str(index.store), index.digest, schema, queue, facts), out)
@@ -125,6 +126,8 @@ def features_of(index: ShardIndex, model: str, out: Path, accelerator: Accelerat
     reader: AttributeReader = load_model(model, index.schema)
     if reader.card.data_digest == index.digest:
         raise UserError(f"{model}: was fine-tuned on these very shards; name the model that it started from")
+    if reader.card.start and accelerator.is_main_process:
+        print(f"{model}: was fine-tuned; where its data held these photos, it believes what their cells say")
     pixels = PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit)
     rows = np.arange(len(index))
     return feature_reader(reader, pixels, rows, out / "features", accelerator).features.numpy()
@@ -137,7 +140,7 @@ def _ranked(index: ShardIndex, found: Mapping[str, Doubt]) -> list[tuple[str, in
         attribute = index.schema.attributes[name]
         listed = listed_values(attribute, index.labels[name])
         shown, _, _ = alternatives(attribute, listed, each.read)
-        against = listed.any(axis=1) & (shown != listed).any(axis=1)
+        against = each.judged & (shown != listed).any(axis=1)
         entries += [(float(each.wrong[row]), name, int(row)) for row in np.flatnonzero(against)]
     return [(name, row) for _, name, row in sorted(entries, key=lambda entry: (-entry[0], entry[1], entry[2]))]
 

@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from facetclip.arguments import at_least
+from facetclip.arguments import at_least, here
 from facetclip.audit import FLAGS, FOLDS, MOST, AuditSpec, audit
 from facetclip.config import read_run
 from facetclip.errors import UserError
@@ -19,7 +19,7 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the run file"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the folder for the queue")
+    parser.add_argument("--out", type=here, required=True, help="the folder for the queue")
     parser.add_argument(
         "--model",
         default="starter",
@@ -55,7 +55,7 @@ def add_next(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", help="the shards of the catalog, a folder or URL")
     parser.add_argument("--model", required=True, help="a model folder, a hub id or models:/NAME@ALIAS")
     parser.add_argument("--n", type=int, default=100, help="photos to label")
-    parser.add_argument("--out", type=Path, required=True, help="the folder for the queue")
+    parser.add_argument("--out", type=here, required=True, help="the folder for the queue")
 
 
 def run_next(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 Rows keep the number that a person sees: in a CSV file the header is row 1, and blank rows count.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -23,11 +24,13 @@ from facetclip.cells import Unfit, column_as_text, json_texts
 from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.schema import Schema
+from facetclip.spreadsheets import Form
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 OTHER_SEPARATORS = (";", "\t")  # of a .csv: where the comma is in numbers, spreadsheets write semicolons
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 LONGEST_CELL = 16 << 20
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how such a file begins
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ class Catalog:
             raise UserError(f"{self.name}: no column {name!r}{closest(name, self.table.column_names)}")
         self._require_fit(name)
         return self.table.column(name).to_pylist()
+
+    def require_ids(self, name: str) -> None:
+        """UserError where a row has no id of its own in column `name`: what is said of it would be said of another."""
+        first: dict[str, int] = {}
+        for place, item in enumerate(self.column(name)):
+            if not item or first.setdefault(item, place) != place:
+                found = f"item id {item!r} is already in row {self.row_number(first[item])}" if item else "no item id"
+                raise UserError(f"{self.where(place)}: {found}; every row needs an id of its own")
 
     def cells(self, name: str, item_column: str, items: Sequence[str]) -> list[str]:
         """What column `name` says of each of `items`, by their ids in `item_column`; empty where it says nothing.
@@ -165,7 +176,7 @@ def text_of(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = "utf-16" if content[:2] in UTF_16 else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -186,6 +197,15 @@ def separator_of(path: Path, text: str) -> str:
     bare = re.sub(r'"(?:[^"]|"")*"', "", header.group(1)) if header else ""
     marks = [mark for mark in OTHER_SEPARATORS if mark in bare]
     return usual if usual != "," or usual in bare or len(marks) != 1 else marks[0]
+
+
+def form_of(path: Path) -> Form:
+    """How such a file is written, so that a copy of it can be written alike."""
+    with path.open("rb") as file:
+        start = file.read(3)
+    text = text_of(path)
+    encoding = "utf-16" if start[:2] in UTF_16 else "utf-8-sig" if start == codecs.BOM_UTF8 else "utf-8"
+    return Form(separator_of(path, text), encoding, "\r\n" if text.partition("\n")[0].endswith("\r") else "\n")
 
 
 def read_separated(path: Path) -> Catalog:

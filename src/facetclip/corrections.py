@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, read_catalog, separator_of, text_of
+from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, form_of, read_catalog, text_of
 from facetclip.cells import JOINT, with_cells
 from facetclip.config import closest
 from facetclip.errors import UserError
@@ -57,18 +57,25 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
     two contradict each other, where two attributes share a column, where `out` is of another kind of file or is the
     catalog itself.
     """
+    if not source.is_file():
+        raise UserError(f"{source}: corrections go into a catalog file; found none there")
     if out.suffix.lower() != source.suffix.lower():
         raise UserError(f"{out}: expected a {source.suffix} file, as the catalog {source.name} is")
+    if out.resolve() == log.resolve():
+        raise UserError(f"{out}: is named for the catalog and for its log; name two files")
     for path in (out, log):
         if path.exists():
             raise UserError(f"{path} is there already; name another file")
-    if not source.is_file():
-        raise UserError(f"{source}: corrections go into a catalog file; found none there")
     catalog = read_catalog(str(source))
     catalog.require_columns(schema, written=True)
+    catalog.require_ids(schema.columns.item)
     changes, entries, confirmed = _decided(corrections, catalog, schema)
-    _rewrite(source, out, catalog, changes)
     write_whole(log, _log_of(entries))
+    try:
+        _rewrite(source, out, catalog, changes)
+    except BaseException:
+        log.unlink(missing_ok=True)
+        raise
     return Applied(len(changes), confirmed, len(entries) - len(changes))
 
 
@@ -89,6 +96,9 @@ def _decided(path: Path, catalog: Catalog, schema: Schema) -> tuple[Changes, lis
         before = columns[attribute.column][place] or ""
         label = labels[answer.attribute][place : place + 1]
         now = listed_text(attribute, label)[0] or ""  # a cell that nothing explains says nothing, as in the shards
+        if now == answer.value:
+            confirmed += 1
+            continue
         what = "changed" if now == answer.listed else f"left alone: was judged as {answer.listed!r}"
         row = catalog.row_number(place)
         entries.append(_Entry(row, answer.item_id, attribute.column, before, answer.value, what))
@@ -118,6 +128,11 @@ def _checked(answer: Correction, where: str, place_of: Mapping[str | None, int],
     if answer.attribute not in schema.attributes:
         names = schema.names
         raise UserError(f"{where}: no attribute {answer.attribute!r}{closest(answer.attribute, names)}")
+    expected = {"accept": answer.suggested, "other": answer.value}.get(answer.verdict, answer.listed)
+    if answer.value != expected:
+        raise UserError(
+            f"{where}: {answer.verdict} means {expected!r}, but the value is {answer.value!r}; correct one of them"
+        )
     attribute = schema.attributes[answer.attribute]
     named = answer.value.split(attribute.separator) if attribute.separator else [answer.value]
     for value in named:
@@ -139,14 +154,13 @@ def _rewrite(source: Path, out: Path, catalog: Catalog, changes: Changes) -> Non
 
 def _separated(source: Path, catalog: Catalog, changes: Changes) -> bytes:
     """All records, blank ones too, separated as they were; a person's row numbers stay what they were."""
-    text = text_of(source)
-    separator = separator_of(source, text)
-    records = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    form = form_of(source)
+    records = list(csv.reader(io.StringIO(text_of(source), newline=""), delimiter=form.separator, strict=True))
     header = next(record for record in records if any(cell.strip() for cell in record))
     column_of = {name.strip(): place for place, name in enumerate(header)}
     for (place, column), value in changes.items():
         records[catalog.row_number(place) - 1][column_of[column]] = value
-    return separated(records, separator)
+    return separated(records, form)
 
 
 def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from facetclip.addresses import Refused, allowed_hosts
-from facetclip.arguments import add_dataset_split, share
+from facetclip.arguments import add_dataset_split, here, share
 from facetclip.catalog import read_catalog
 from facetclip.checks import CheckSpec, check_catalog, write_problems
 from facetclip.checks import render_text as checks_text
@@ -36,7 +36,7 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     default = RenderSpec("cookware", 600)
     parser.add_argument("--kind", required=True, help=f"one of {', '.join(ATTRIBUTES)}")
     parser.add_argument("--items", type=int, required=True, help="rows of the catalog, one an image")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--out", type=here, required=True, help="a new folder")
     parser.add_argument("--seed", type=int, default=default.seed, help="another seed draws other products")
     parser.add_argument("--missing", type=share, default=default.missing, help="share of cells left empty")
     parser.add_argument("--wrong", type=share, default=default.wrong, help="share of cells that say something else")
@@ -55,7 +55,7 @@ def run_render(args: argparse.Namespace) -> int:
 def add_schema(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip schema`."""
     parser.add_argument("catalog", help="a file, a dataset folder or a hub id")
-    parser.add_argument("--out", type=Path, required=True, help="the schema file to write; none is overwritten")
+    parser.add_argument("--out", type=here, required=True, help="the schema file to write; none is overwritten")
     add_dataset_split(parser)
 
 
@@ -125,7 +125,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip check`."""
     _add_catalog(parser)
     parser.add_argument("--decode", action="store_true", help="read every pixel, not the headers alone")
-    parser.add_argument("--out", type=Path, help="a CSV file for every problem")
+    parser.add_argument("--out", type=here, help="a CSV file for every problem")
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -152,7 +152,7 @@ def run_check(args: argparse.Namespace) -> int:
 def add_shard(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip shard`."""
     _add_catalog(parser)
-    parser.add_argument("--out", type=Path, required=True, help="the shard folder; the same command goes on in it")
+    parser.add_argument("--out", type=here, required=True, help="the shard folder; the same command goes on in it")
     parser.add_argument("--resize", type=int, help="pixels of the shorter edge; the original bytes where not given")
     parser.add_argument("--workers", type=int, help="processes; all cores, shared among a launcher's ranks")
     parser.add_argument(
@@ -277,7 +277,7 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", help="the shards, a folder or URL")
     parser.add_argument("--verify", action="store_true", help="read every byte and say what is not as it was written")
     parser.add_argument(
-        "--sheets", type=Path, help="a folder for contact sheets: for each attribute one or more, a row a value"
+        "--sheets", type=here, help="a folder for contact sheets: for each attribute one or more, a row a value"
     )
 
 

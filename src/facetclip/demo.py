@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from facetclip.arguments import here
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.report import EvalReport, summary_table
@@ -90,7 +91,7 @@ def _launch(step: Step, processes: int) -> int:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip demo`."""
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="a folder for all of it")
+    parser.add_argument("--out", type=here, default=Path("demo"), help="a folder for all of it")
     parser.add_argument("--items", type=int, default=600, help="photos in the rendered catalog")
     parser.add_argument("--processes", type=int, default=2, help="that train")
 

@@ -9,6 +9,7 @@ import torch
 
 from facetclip.catalog import read_catalog
 from facetclip.errors import UserError
+from facetclip.files import require_writable
 from facetclip.findings import Answered, Questions, readings, tallies
 from facetclip.index import ShardIndex, open_index
 from facetclip.mistakes import thumbnails, worst_mistakes
@@ -58,6 +59,7 @@ def evaluate(
     """
     index = shards if isinstance(shards, ShardIndex) else open_index(shards)
     rows = _rows_of(index, split)
+    require_writable(out)
     catalog = None if cut.catalog is None else read_catalog(cut.catalog, split=cut.split)
     cells = columns_of(index, rows, cut.columns, catalog)
     source, reader = _reader(model, index)
@@ -82,7 +84,7 @@ def examiner(shards: Path | str, split: str, kept: Path | str | None = None) -> 
     other = open_index(kept) if kept is not None else None
 
     def examine(model: str) -> Examined:
-        found = _examined(_on_device(reader_for(model, index.schema)), index, split)
+        found = _examined(_on_device(reader_for(model, index.schema, some=True)), index, split)
         if other is None:
             return found
         return replace(found, kept=_examined(_on_device(load_model(model, other.schema)), other, EVERYTHING))
@@ -92,8 +94,8 @@ def examiner(shards: Path | str, split: str, kept: Path | str | None = None) -> 
 
 def _examined(reader: AttributeReader, index: ShardIndex, split: str) -> Examined:
     rows = _rows_of(index, split)
-    found = tallies(Questions.of(index, rows), score_rows(reader, index, rows))
-    missing = tuple(name for name in index.schema.names if name not in found)
+    found = tallies(Questions.of(index, rows, reader.schema), score_rows(reader, index, rows))
+    missing = tuple(name for name in reader.schema.names if name not in found)
     return Examined(reader_digest(reader), split, len(rows), index.digest, found, missing)
 
 

@@ -44,6 +44,17 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def require_writable(folder: Path) -> None:
+    """UserError or OwnMistake, as from `writing`, where no file can be written in `folder`, which need not be there:
+    asked before long work."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{folder}: could not be written: {there} is a file, not a folder")
+    path = there / f".{secrets.token_hex(8)}.tmp"
+    write_whole(path, b"")
+    path.unlink()
+
+
 def write_once(path: Path, content: bytes) -> bytes:
     """`content` as the file `path` unless it exists; what it holds, which of several processes is the first one's."""
     if not path.exists():

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from facetclip.abstention import Cutoff, cutoff, shipped_answers
 from facetclip.calibration import Calibration
-from facetclip.catalog import Catalog, read_catalog
+from facetclip.catalog import Catalog, form_of, read_catalog
 from facetclip.cells import with_cells
 from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
@@ -34,7 +34,7 @@ from facetclip.outputs import Output, clear, open_output, parted, written_before
 from facetclip.remote import Absent
 from facetclip.rules import apply_rules, barred
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema, read_schema
-from facetclip.spreadsheets import separated
+from facetclip.spreadsheets import Form, separated
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
 TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
@@ -92,7 +92,7 @@ def fill(
     UserError where the scores are of another schema, lack the model's cut-offs, or are not of this catalog's items.
     """
     place, name = parted(out)
-    target, answered, suffix = open_output(place), written_before(scores), PurePath(name).suffix
+    target, answered, suffix = open_output(place), written_before(scores), PurePath(name).suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise UserError(f"{target.spot(name)}: expected a file that ends in .csv or .parquet")
     if target.exists(name):
@@ -101,6 +101,7 @@ def fill(
     card = ModelCard.from_json(json.dumps(manifest["card"]))
     meaning, table = read_schema(schema), read_catalog(catalog, split=split)
     table.require_columns(meaning, written=True)
+    table.require_ids(meaning.columns.item)
     kinds = table.table.schema
     if suffix == ".csv" and (strange := next((each.name for each in kinds if each.type != pa.string()), None)):
         raise UserError(
@@ -111,7 +112,7 @@ def fill(
     read = _read(answered, manifest, card, table, {} if spec.overwrite else apply_rules(cells, meaning))
     decided = _decided(meaning, cells, read, card.cutoffs, spec)
     whole = _marked(_filled(table, suffix, meaning, decided), meaning, read, decided)
-    target.write(name, _encoded(whole, suffix))
+    target.write(name, _encoded(whole, suffix, _form(catalog)))
     with suppress(UserError):  # whoever may not list the folder has written, and that is what counts
         clear(target, re.escape(name))
     return {attribute: decided[attribute].count for attribute in meaning.names}
@@ -220,10 +221,10 @@ def _decided(
         silent = (said == UNLABELLED) | (said == UNKNOWN_VALUE)
         out = barred(schema, name, ruled)
         off = out | (silent & barred(schema, name, known))
-        gaps = (said == UNLABELLED) & ~off & (by.label >= 0) & (by.label != never)
+        gaps = (said == UNLABELLED) & ~off & (by.label != never)
         says = listed_values(attribute, said).any(axis=1) & (said != never) | (said == UNKNOWN_VALUE)
         contradicted = says & ~off & (by.label >= 0) & (by.label != said) & spec.overwrite
-        open_ = (gaps | contradicted) & ~_belied(schema, name, written, by.label)
+        open_ = (gaps & (by.label >= 0) | contradicted) & ~_belied(schema, name, written, by.label)
         cut = cutoff(cutoffs.get(name, ()), spec.precision, by.sure[open_])
         new = open_ & (by.sure >= (np.inf if cut is None else cut))
         written[name] = np.where(new, by.label, said)
@@ -273,12 +274,18 @@ def _marked(filled: pa.Table, schema: Schema, read: dict[str, _Read], decided: d
     return filled
 
 
-def _encoded(table: pa.Table, suffix: str) -> bytes:
+def _form(catalog: str) -> Form:
+    """How a .csv is written: as the catalog is, where that is one."""
+    path = Path(catalog)
+    return form_of(path) if path.suffix.lower() == ".csv" and path.is_file() else Form()
+
+
+def _encoded(table: pa.Table, suffix: str, form: Form) -> bytes:
     out = io.BytesIO()
     if suffix == ".parquet":
         pq.write_table(table, out)
         return out.getvalue()
-    return separated([table.column_names, *zip(*(_cells(column) for column in table.columns), strict=True)])
+    return separated([table.column_names, *zip(*(_cells(column) for column in table.columns), strict=True)], form)
 
 
 def _cells(column: pa.ChunkedArray) -> list[str]:

@@ -40,10 +40,10 @@ class Questions:
     products: np.ndarray
 
     @classmethod
-    def of(cls, index: ShardIndex, rows: np.ndarray) -> "Questions":
-        """Those of some rows."""
-        labels = {name: index.labels[name][rows] for name in index.schema.names}
-        return cls(index.schema, labels, index.products[rows])
+    def of(cls, index: ShardIndex, rows: np.ndarray, schema: Schema | None = None) -> "Questions":
+        """Those of some rows; where a `schema` is given, about its attributes alone, which the index has."""
+        schema = schema or index.schema
+        return cls(schema, {name: index.labels[name][rows] for name in schema.names}, index.products[rows])
 
     def of_slice(self, places: np.ndarray) -> "Questions":
         """Those at some places."""
@@ -132,9 +132,10 @@ def _more(ours: Mapping[str, Draws], theirs: Mapping[str, Draws], matched: np.nd
 def promises(asked: Questions, answered: Answered) -> dict[str, tuple[Promise, ...]]:
     """Attribute -> what the model's own cut-offs keep, where it has some and the attribute is labelled.
 
-    Each labelled cell is answered as `fill` would were it a gap; an item that is ruled out gets none.
+    Each labelled cell is answered as `fill` would were it a gap; an item that what else the table lists, or else is
+    read, rules out gets none.
     """
-    excluded, found = ruled_out(answered.scores), {}
+    silent, predicted, found = np.full(len(asked.products), UNLABELLED), answered.scores.predicted(), {}
     for name, attribute in asked.schema.attributes.items():
         listed = listed_values(attribute, asked.labels[name])
         known = listed.any(axis=1)
@@ -144,7 +145,8 @@ def promises(asked: Questions, answered: Answered) -> dict[str, tuple[Promise, .
         together = asked.products if name in answered.card.by_product else None
         read = answered.scores.probabilities[name]
         shown, sure, _ = shipped_answers(attribute, read, calibration, together, asked.labels[name])
-        right, open_to = (shown == listed).all(axis=1), known & ~excluded.get(name, np.zeros_like(known))
+        excluded = not_applicable(asked.schema, {**asked.labels, name: silent}, predicted)[name]
+        right, open_to = (shown == listed).all(axis=1), known & ~excluded
         found[name] = tuple(
             _promise(target, threshold, open_to & (sure >= threshold), right, asked.products, int(known.sum()))
             for target in TARGETS.values()

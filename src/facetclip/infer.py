@@ -41,6 +41,7 @@ class _Column:
     aliases: dict[str, str]  # other spelling -> canonical value
     not_applicable: tuple[str, ...]
     empty: int
+    blank: frozenset[str]  # spellings that say nothing
 
 
 def infer_schema(catalog: Catalog) -> str:
@@ -125,6 +126,7 @@ def _attribute(name: str, cells: list[str], products: list[str]) -> _Column | No
         aliases=_aliases(canonical),
         not_applicable=tuple(sorted(word for word in words if spelling(word) in NOT_APPLICABLE_WORDS)),
         empty=words.total() - spelled.total(),
+        blank=frozenset(blank),
     )
 
 
@@ -215,7 +217,7 @@ def _inside(short: str, long: str) -> bool:
 
 def _rule(column: _Column, columns: list[_Column], text: dict[str, list[str]]) -> tuple[str, list[str]] | None:
     """(other attribute, its values) outside of which this one is never filled."""
-    filled = [spelling(cell) not in BLANK_CELLS - {"none"} for cell in text[column.name]]
+    filled = [spelling(cell) not in column.blank for cell in text[column.name]]
     for other in columns:
         if other is column or other.separator:
             continue

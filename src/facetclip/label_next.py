@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from facetclip.abstention import answers
 from facetclip.batches import PixelReader
 from facetclip.calibration import Calibration, probabilities
 from facetclip.errors import UserError
@@ -18,11 +19,10 @@ from facetclip.features import feature_reader
 from facetclip.index import ShardIndex, open_index
 from facetclip.labels import labels_of, listed_text
 from facetclip.launch import make_accelerator
-from facetclip.metrics import read_values
 from facetclip.model import AttributeReader
 from facetclip.schema import NOT_APPLICABLE
 from facetclip.scores import not_applicable, reader_for
-from facetclip.suggestions import Suggestion, Suggestions, write_suggestions
+from facetclip.suggestions import Suggestion, Suggestions, claim, write_suggestions
 
 POOL = 10  # times as many of the most unsure are looked at as are picked
 PORTION = 4096
@@ -37,6 +37,8 @@ def label_next(shards: Path | str, model: str, out: Path, *, count: int) -> int 
     if count < 1:
         raise UserError(f"--n: expected at least 1, found {count}")
     index = open_index(shards)
+    title = f"Photos of {index.name} to label next"
+    claim(out, title)
     reader = reader_for(model, index.schema)
     accelerator = make_accelerator()
     pixels = PixelReader(index, reader.preprocessing.size, reader.preprocessing.fit)
@@ -56,7 +58,6 @@ def label_next(shards: Path | str, model: str, out: Path, *, count: int) -> int 
     cells = tuple(
         _suggestion(index, int(row), name, read[name][row]) for row in picked for name in silent if silent[name][row]
     )
-    title = f"Photos of {index.name} to label next"
     write_suggestions(Suggestions(title, str(index.store), index.digest, index.schema, cells, {"model": model}), out)
     return len(picked)
 
@@ -109,14 +110,14 @@ def pick(unsure: np.ndarray, features: np.ndarray, count: int) -> np.ndarray:
 
 def _suggestion(index: ShardIndex, row: int, name: str, read: np.ndarray) -> Suggestion:
     attribute = index.schema.attributes[name]
-    shown = read_values(attribute, read[None])
+    shown, sure = answers(attribute, read[None])
     return Suggestion(
         item_id=index.item_id(row),
         product_id=index.product_ids[row].as_py(),
         attribute=name,
         listed="",
         suggested=listed_text(attribute, labels_of(attribute, shown))[0] or "",
-        probability=round(float(read.max()), 4),
+        probability=round(float(sure[0]), 4),
         listed_probability=None,
         reason="label",
     )

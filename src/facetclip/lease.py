@@ -43,14 +43,21 @@ class Lease:
     """Holds `path` until `release`; Held, with `doing`, where another process has it."""
 
     def __init__(self, path: Path, doing: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        # Not to be appended to: `pwrite` would then do so wherever it is told to write.
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-        held = _holder(self._file, path, patience=LOOKED_AT)
-        if held is not None:
+        while True:
+            self._file = _made(path)
+            try:
+                held = _holder(self._file, path, patience=LOOKED_AT)
+                if held is not None:
+                    raise held.refusal(path.parent, doing)
+                if _there(self._file, path):
+                    break
+            except FileNotFoundError:  # somebody clears the folder up
+                pass
+            except Held:
+                self._file.close()
+                raise
             self._file.close()
-            raise held.refusal(path.parent, doing)
         self._ended = threading.Event()
         self._write()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -88,6 +95,20 @@ def holder(path: Path) -> Holder | None:
             return _holder(file, path, patience=0.0)
     except FileNotFoundError:
         return None
+
+
+def _made(path: Path) -> IO[bytes]:
+    """The file at `path`, made where it is not there; somebody may be clearing up its folder."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            # Not to be appended to: `pwrite` would then do so wherever it is told to write.
+            return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+
+
+def _there(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _holder(file: IO[bytes], path: Path, *, patience: float) -> Holder | None:

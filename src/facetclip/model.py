@@ -310,8 +310,9 @@ def _load_parts(place: str, source: str) -> tuple[Any, Any]:
         )
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"model {source!r} cannot be loaded: {first}") from error
+        first, inside = str(error).strip().splitlines()[0], Path(place) / "model"
+        hint = f"; did you mean {inside}?" if inside.is_dir() else ""
+        raise UserError(f"model {source!r} cannot be loaded: {first}{hint}") from error
     finally:
         if bars:
             logging.enable_progress_bar()

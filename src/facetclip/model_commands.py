@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from facetclip.arguments import add_dataset_split, add_train, share
+from facetclip.arguments import add_dataset_split, add_train, here, share
 from facetclip.config import read_run
 from facetclip.errors import UserError, redacted
 from facetclip.evaluate import Beside, Cut, evaluate, examiner
@@ -41,7 +41,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL)
     parser.add_argument("--shards", required=True, help="the shards, a folder or URL")
     parser.add_argument("--split", default="test", help="train, validation or test")
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the report")
+    parser.add_argument("--out", type=here, required=True, help="the folder of the report")
     parser.add_argument("--against", help="the zero-shot model beside it, or none; its own start by default")
     parser.add_argument("--rival", help=f"another model of the same attributes to compare it with: {MODEL}")
     parser.add_argument(
@@ -140,7 +140,7 @@ def run_fill(args: argparse.Namespace) -> int:
 def add_export(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip export`."""
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("--out", type=Path, help=f"the file to write; {NAME} in the model's own folder if not given")
+    parser.add_argument("--out", type=here, help=f"the file to write; {NAME} in the model's own folder if not given")
     parser.add_argument("--schema", type=Path, help="to be read, by a model that was never fine-tuned")
 
 

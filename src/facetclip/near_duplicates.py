@@ -10,8 +10,8 @@ import pyarrow as pa
 from facetclip.files import write_whole
 from facetclip.fingerprints import NONE, tint_distance
 from facetclip.hamming import near_pairs
-from facetclip.metrics import listed_values
-from facetclip.schema import Attribute, Schema
+from facetclip.labels import listed_text
+from facetclip.schema import Schema
 from facetclip.splits import SPLITS
 from facetclip.spreadsheets import csv_of
 
@@ -153,11 +153,8 @@ def _disagreements(index: pa.Table, rows: np.ndarray, others: np.ndarray, schema
     for name, attribute in schema.attributes.items():
         labels = index.column(f"label:{name}").to_numpy()
         one, other = labels[rows], labels[others]
-        for place in np.flatnonzero((one != other) & (one >= 0) & (other >= 0)).tolist():
-            said[place].append(f"{name}: {_words(attribute, one[place])}, {_words(attribute, other[place])}")
+        apart = np.flatnonzero((one != other) & (one >= 0) & (other >= 0))
+        texts = listed_text(attribute, one[apart]), listed_text(attribute, other[apart])
+        for place, mine, theirs in zip(apart.tolist(), *texts, strict=True):
+            said[place].append(f"{name}: {mine}, {theirs}")
     return ["; ".join(words) for words in said]
-
-
-def _words(attribute: Attribute, label: np.ndarray) -> str:
-    listed = listed_values(attribute, np.array([label]))[0]
-    return "|".join(value for value, named in zip(attribute.values, listed, strict=True) if named)

@@ -119,8 +119,8 @@ def parted(place: Path | str) -> tuple[Path | str, str]:
     >>> parted("s3://shop/out/filled.csv"), parted("filled.csv")
     (('s3://shop/out', 'filled.csv'), (PosixPath('.'), 'filled.csv'))
     """
-    if is_url(place):
+    if is_url(place) and not str(place).startswith(FILE):
         folder, _, name = str(place).rpartition("/")
         return folder, name
-    path = Path(place)
+    path = Path(str(place).removeprefix(FILE))
     return path.parent, path.name

@@ -27,11 +27,13 @@ UNSEEN = -30.0  # the logit of a value that no item of the other folds carries
 class Doubt:
     """One attribute of n items, judged by models that did not see them.
 
-    `read` float [n, values]: how probable each value is by the photo alone; `wrong` [n]: how probable it is that the
-    cell does not say what the photo shows, 0 where it says nothing; `share`: of the attribute's cells, in all.
+    `read` float [n, values]: how probable each value is by the photo alone; `judged` bool [n]: the cell says something,
+    and whoever read the photo had seen what it says; `wrong` [n]: how probable it is that such a cell does not say what
+    the photo shows, 0 for others; `share`: of those cells, in all.
     """
 
     read: np.ndarray
+    judged: np.ndarray
     wrong: np.ndarray
     share: float
     calibration: Calibration
@@ -63,8 +65,11 @@ def probed(
     }
 
 
-def doubts(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], schema: Schema) -> dict[str, Doubt]:
-    """Attribute -> `Doubt`, from `logits` [n, values] by models that did not see the item, and `labels` [n].
+def doubts(
+    logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], schema: Schema, folds: np.ndarray
+) -> dict[str, Doubt]:
+    """Attribute -> `Doubt`, from `logits` [n, values] by models that learned from the other `folds` [n], and `labels`
+    [n].
 
     Attributes with fewer than two values listed are left out: nothing can be learned of them.
     """
@@ -72,8 +77,17 @@ def doubts(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], s
     for name, attribute in schema.attributes.items():
         listed = listed_values(attribute, labels[name])
         if listed.any(axis=0).sum() >= 2:
-            found[name] = doubt(attribute, listed, logits[name])
+            found[name] = doubt(attribute, listed, logits[name], taught(listed, folds))
     return found
+
+
+def taught(listed: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Which values an item's judges have seen, bool [n, values]: those that other `folds` [n] list. `listed` bool
+    [n, values]."""
+    seen = np.zeros_like(listed)
+    for fold in np.unique(folds):
+        seen[folds == fold] = listed[folds != fold].any(axis=0)
+    return seen
 
 
 def crossed_logits(
@@ -120,8 +134,9 @@ def _yes(taught: np.ndarray, answers: np.ndarray, asked: np.ndarray) -> np.ndarr
     return _probe(taught, answers).decision_function(asked)
 
 
-def doubt(attribute: Attribute, listed: np.ndarray, logits: np.ndarray) -> Doubt:
-    """What logits [n, values] say of the cells that list `listed`, bool [n, values].
+def doubt(attribute: Attribute, listed: np.ndarray, logits: np.ndarray, seen: np.ndarray) -> Doubt:
+    """What logits [n, values] say of the cells that list `listed`, bool [n, values], by judges that know the values
+    `seen`, bool [n, values]; of a cell that lists another they say nothing.
 
     A cell that says anything at random, in `noise` of all, is wrong unless it happens to be right: by Bayes' rule the
     less probable the photo makes what the cell says, the more probable it is that the cell is one of those. Where the
@@ -129,16 +144,17 @@ def doubt(attribute: Attribute, listed: np.ndarray, logits: np.ndarray) -> Doubt
     all the same.
     """
     multi = attribute.multi_valued
-    calibration = fit_calibration(logits, listed, multi_valued=multi)
+    judged = np.logical_and(listed.any(axis=1), ~(listed & ~seen).any(axis=1))
+    calibration = fit_calibration(logits[judged], listed[judged], multi_valued=multi) if judged.any() else Calibration()
     read = probabilities(logits, Calibration(calibration.temperature), multi_valued=multi)
     told = np.where(listed, read, 1 - read) if multi else (read * listed).sum(axis=1, keepdims=True)
     chance = 0.5 if multi else 1 / listed.shape[1]
-    noise = max(calibration.noise, 1 / (np.count_nonzero(listed.any(axis=1)) + 2))
+    noise = max(calibration.noise, 1 / (np.count_nonzero(judged) + 2))
     random = noise * chance
     wrong = random * (1 - told) / ((1 - noise) * told + random)
     whole = 1 - (1 - wrong).prod(axis=1)  # any value of the cell
-    whole[~listed.any(axis=1)] = 0.0
-    return Doubt(read, whole, float(whole[listed.any(axis=1)].mean()), calibration)
+    whole[~judged] = 0.0
+    return Doubt(read, judged, whole, float(whole[judged].mean()) if judged.any() else 0.0, calibration)
 
 
 def alternatives(attribute: Attribute, listed: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,7 +1,7 @@
 """`facetclip promote` and `facetclip rollback`: who is the champion among the versions of a registered model.
 
-A decision is written in the log before the alias: a kill leaves the old champion, never none, and the same command
-given again ends what was begun.
+A decision is written in the log before the alias: a kill leaves the old champion, never none, and `promote` given
+again ends what was begun. So does `rollback`, unless the alias had moved: then it goes back one version more.
 """
 
 import fcntl
@@ -23,6 +23,7 @@ from facetclip.registry import CHALLENGER, DIGEST_TAG, aliases, connect_registry
 from facetclip.tracking import LONGEST_TAG, metric_name, tracking_uri
 
 CHAMPION = "champion"
+SQLITE = "sqlite:///"
 
 
 def promote(name: str, examine: Callable[[str], Examined], policy: Policy, *, version: str | None = None) -> Decision:
@@ -37,7 +38,7 @@ def promote(name: str, examine: Callable[[str], Examined], policy: Policy, *, ve
         decision = contest.decision(*standing)
         reach("promote.decided")
         with promoting(name), told(f"registered model {name!r}"):
-            if contest.standing(version) == standing:
+            if contest.standing(version) == standing and not (decision.promote and contest.rolled_back(standing[0])):
                 contest.settle(decision)
                 return decision
 
@@ -94,11 +95,15 @@ class Contest:
         """Why two versions are not even compared."""
         with told(f"models:/{self.name}/{challenger}"):
             self.client.get_model_version(self.name, challenger)
-            if rolled_back(history(self.client, self.name), challenger):
+            if self.rolled_back(challenger):
                 return f"version {challenger} was rolled back; train another"
         if challenger == champion:
             return f"version {champion} is the champion already"
         return self._measured("challenger", challenger) or (self._measured("champion", champion) if champion else None)
+
+    def rolled_back(self, version: str) -> bool:
+        """Whether a version was champion once and is not to be again."""
+        return rolled_back(history(self.client, self.name), version)
 
     def _measured(self, role: str, version: str) -> str | None:
         """Examine a version unless that is done; returns why it does not count."""
@@ -163,8 +168,10 @@ def _rounded(each: Estimate) -> list[float]:
 @contextmanager
 def promoting(name: str) -> Iterator[None]:
     """One promoter of `name` at a time, on this machine; the lock goes with its process."""
-    uri = tracking_uri()
-    folder = Path(uri.partition(":///")[2]).parent if uri.startswith("sqlite:///") else Path(tempfile.gettempdir())
+    uri, folder = tracking_uri().rstrip("/"), Path(tempfile.gettempdir())
+    if uri.startswith(SQLITE):
+        path = Path(uri.removeprefix(SQLITE)).resolve()
+        uri, folder = f"{SQLITE}{path}", path.parent
     mark = hashlib.sha256(f"{uri}\0{name}".encode()).hexdigest()[:16]
     with os.fdopen(_opened(folder / f".facetclip-promote-{mark}.lock"), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

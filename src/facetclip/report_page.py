@@ -1,5 +1,6 @@
 """The report of an evaluation as one HTML page that needs nothing beside it, and the folder that it lies in."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from facetclip.report_pictures import (
     row_shares,
 )
 
+LONGEST_NAME = 150  # of an attribute in a file's name
 FILES = ("index.html", "report.json", "summary.png")  # beside the pictures of single attributes
 COLUMNS = {  # of the table of all numbers: metric -> what stands above
     "accuracy": "accuracy",
@@ -188,12 +190,24 @@ def _matrix(measured: AttributeMetrics) -> dict[str, Any]:
     }
 
 
+def _in_a_file_name(name: str) -> str:
+    """An attribute's name, as a part of a file's; where it is long only its beginning and a hash.
+
+    >>> _in_a_file_name("a/b c"), _in_a_file_name("袖" * 20)[-16:]
+    ('a%2Fb c', '96%E8%A-355fe9e6')
+    """
+    quoted = quote(name, safe=" ")
+    if len(quoted) <= LONGEST_NAME:
+        return quoted
+    return f"{quoted[: LONGEST_NAME - 10]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def write_report(report: EvalReport, out: Path, photos: Mapping[int, str]) -> None:
     """`confusion_ATTRIBUTE.png`, `reliability_ATTRIBUTE.png`, `summary.png`, `index.html` and, last, `report.json` in
     the folder `out`; `photos` as for `render_page`."""
     for name, measured in report.model.attributes.items():
-        write_whole(out / f"confusion_{quote(name, safe=' ')}.png", draw_confusion(name, measured))
-        write_whole(out / f"reliability_{quote(name, safe=' ')}.png", draw_reliability(name, measured))
+        write_whole(out / f"confusion_{_in_a_file_name(name)}.png", draw_confusion(name, measured))
+        write_whole(out / f"reliability_{_in_a_file_name(name)}.png", draw_reliability(name, measured))
     page, numbers, picture = FILES
     write_whole(out / picture, draw_summary(report))
     write_whole(out / page, render_page(report, photos).encode("utf-8"))

@@ -2,7 +2,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const content = JSON.parse(byId("content").textContent);
-  const pictures = byId("pictures").textContent.trim().split("\n");
+  const pictures = byId("pictures").textContent.split("\n");
   const identity = document.documentElement.dataset.identity;
   const KEY = `facetclip-review-${identity}`;
   const REASONS = { disagrees: "photo and table disagree", label: "worth labelling next" };
@@ -180,7 +180,7 @@
 
   // A cell as CSV; what a spreadsheet would take for a formula gets an apostrophe, which facetclip apply takes off again.
   const quoted = (cell) => {
-    const inert = /^[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]/.test(cell) ? `'${cell}` : cell;
+    const inert = /^'*[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]/.test(cell) ? `'${cell}` : cell;
     return /[",\r\n]/.test(inert) ? `"${inert.replaceAll('"', '""')}"` : inert;
   };
   const corrections = () => {
@@ -195,7 +195,7 @@
   };
   const save = () => {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([corrections()], { type: "text/csv" }));
+    link.href = URL.createObjectURL(new Blob(["\uFEFF", corrections()], { type: "text/csv" }));
     link.download = "corrections.csv";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);

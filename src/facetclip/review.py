@@ -23,6 +23,7 @@ from facetclip.suggestions import Suggestion, Suggestions, read_suggestions
 THUMBNAIL = 224  # pixels of the longer edge, of at most SHARP items
 SMALL_THUMBNAIL = 160
 SHARP = 1500
+PAGE = b'data-identity="'  # stands where a page begins
 THREADS = 4
 
 
@@ -32,6 +33,7 @@ def write_review(folder: Path, out: Path, *, shards: Path | str | None = None, m
     `shards`: where they lie now, if not where `folder` says; `most`: only the first so many. UserError where the shards
     are not those that the suggestions are about.
     """
+    _check_page(out)
     found = read_suggestions(folder)
     index = open_index(shards or found.shards)
     if index.digest != found.data_digest:
@@ -48,6 +50,14 @@ def write_review(folder: Path, out: Path, *, shards: Path | str | None = None, m
     content = _content(found, index, rows) | {"cells": [[place[cell.item_id], *_told(cell)] for cell in cells]}
     write_whole(out, _page(found.title, content, pictures).encode("utf-8"))
     return len(cells)
+
+
+def _check_page(out: Path) -> None:
+    """UserError where something else than a review page would be overwritten."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out}: expected a file that ends in .html")
+    if out.exists() and (out.is_dir() or PAGE not in out.read_bytes()[:4096]):
+        raise UserError(f"{out} is there already and is no review page; name another file")
 
 
 def _rows_of(index: ShardIndex, items: list[str]) -> dict[str, int]:

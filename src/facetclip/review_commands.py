@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from facetclip.arguments import at_least
+from facetclip.arguments import at_least, here
 from facetclip.corrections import apply_corrections
 from facetclip.review import write_review
 from facetclip.schema import read_schema
@@ -12,7 +12,7 @@ from facetclip.schema import read_schema
 def add_review(parser: argparse.ArgumentParser) -> None:
     """The arguments of `facetclip review`."""
     parser.add_argument("folder", type=Path, help="what facetclip audit or facetclip next wrote")
-    parser.add_argument("--out", type=Path, required=True, help="the HTML page to write")
+    parser.add_argument("--out", type=here, required=True, help="the HTML page to write")
     parser.add_argument("--shards", help="the shards, a folder or URL, where they are elsewhere by now")
     parser.add_argument("--most", type=at_least(1), help="only the first so many suggestions")
 
@@ -29,9 +29,9 @@ def add_apply(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("corrections", type=Path, help="the corrections.csv that the review page exported")
     parser.add_argument("catalog", type=Path, help="the catalog file that was judged; it is not changed")
     parser.add_argument("--schema", type=Path, required=True, help="what its columns mean")
-    parser.add_argument("--out", type=Path, required=True, help="the corrected catalog to write")
+    parser.add_argument("--out", type=here, required=True, help="the corrected catalog to write")
     parser.add_argument(
-        "--log", type=Path, help="a CSV file of every change; where not given OUT with .changes.csv for its ending"
+        "--log", type=here, help="a CSV file of every change; where not given OUT with .changes.csv for its ending"
     )
 
 

@@ -63,14 +63,15 @@ class Scores:
         return Scores(self.rows[places], ids, self.schema, probabilities, {})
 
 
-def reader_for(source: str, schema: Schema) -> AttributeReader:
+def reader_for(source: str, schema: Schema, *, some: bool = False) -> AttributeReader:
     """The model in `source`, reading the attributes of `schema`.
 
     A fine-tuned model reads by its own prompts; its attributes and values must be those of `schema`, in their order, or
-    it is a UserError. A model that was never fine-tuned (a plain CLIP, the starter) reads `schema` zero-shot.
+    with `some` be among them, or it is a UserError. A model that was never fine-tuned (a plain CLIP, the starter) reads
+    `schema` zero-shot.
     """
     card = ModelCard.from_folder(STARTER if source == "starter" else Path(source))
-    difference = _difference(card.schema, schema) if card.schema else "no schema"
+    difference = _difference(card.schema, schema, some=some) if card.schema else "no schema"
     if not difference:
         return load_model(source)
     if card.schema is None or card.start is None:
@@ -80,9 +81,10 @@ def reader_for(source: str, schema: Schema) -> AttributeReader:
     )
 
 
-def _difference(model: Schema, data: Schema) -> str | None:
-    """How what a model reads differs from what the data lists; None when it does not."""
-    if model.names != data.names:
+def _difference(model: Schema, data: Schema, *, some: bool) -> str | None:
+    """How what a model reads differs from what the data lists, or with `some` from a part of that; None when it does
+    not."""
+    if model.names != data.names and not (some and set(model.names) <= set(data.names)):
         return f"the attributes {', '.join(model.names)}, the data lists {', '.join(data.names)}"
     data_means = data.meanings
     for name, (values, several) in model.meanings.items():

@@ -99,7 +99,7 @@ def _from_catalog(source: FromCatalog) -> Items:
     )
     if source.images is None:
         require_way(catalog, schema.columns.image, fetches=False)
-    _check_ids(catalog, ids)
+    catalog.require_ids(schema.columns.item)
     labels = encode_labels(catalog, schema)
     total = hashlib.sha256(schema.to_json().encode())
     for column in (ids, products, *(images.flatten() if pa.types.is_struct(images.type) else [images])):
@@ -119,15 +119,6 @@ def _from_catalog(source: FromCatalog) -> Items:
         catalog=catalog,
         max_bad=source.max_bad,
     )
-
-
-def _check_ids(catalog: Catalog, ids: pa.ChunkedArray) -> None:
-    """Every row needs an id of its own, or its scores could not be told from another's."""
-    first: dict[str, int] = {}
-    for place, item in enumerate(ids.to_pylist()):
-        if not item or first.setdefault(item, place) != place:
-            found = f"item id {item!r} is already in row {catalog.row_number(first[item])}" if item else "no item id"
-            raise UserError(f"{catalog.where(place)}: {found}; every row needs an id of its own")
 
 
 class CatalogPhotos:

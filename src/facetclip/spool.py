@@ -4,6 +4,7 @@
 step, timestamp in ms and value. `metrics.sent`: how many bytes of that MLflow has.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -107,8 +108,12 @@ class Spool:
         self.sent_path.unlink(missing_ok=True)
 
     def append(self, points: list[dict[str, Any]]) -> None:
-        """Store points; they outlive a kill of this process from now on."""
-        self._file.write("".join(json.dumps(point) + "\n" for point in points).encode())
+        """Store points; they outlive a kill of this process from now on. OSError where the disk has no room for all of
+        them; then none is stored."""
+        content, before = "".join(json.dumps(point) + "\n" for point in points).encode(), self.path.stat().st_size
+        if self._file.write(content) < len(content):
+            os.truncate(self.path, before)  # half a line would spoil the next
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     @property
     def sent(self) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how these begin; as in review.js
 
@@ -9,37 +10,48 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # 
 def inert(cell: str) -> str:
     """A cell that no spreadsheet takes for a formula; `live` undoes it.
 
-    >>> inert("=cmd()"), live("'=cmd()"), live("'plain")
-    ("'=cmd()", '=cmd()', "'plain")
+    >>> inert("=cmd()"), live("'=cmd()"), live("'plain"), live(inert("'=1"))
+    ("'=cmd()", '=cmd()', "'plain", "'=1")
     """
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
+    return f"'{cell}" if cell.lstrip("'").startswith(FORMULA) else cell
 
 
 def live(cell: str) -> str:
     """What `inert` was given."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell
 
 
 class _Lines:
-    """Takes records one a call, as a `csv.writer` writes them, and ends each with a line feed alone."""
+    """Takes records one a call, as a `csv.writer` writes them, and ends each with `end`."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: str) -> None:
+        self.end = end
         self.lines: list[str] = []
 
     def write(self, record: str) -> None:
-        self.lines.append(record.removesuffix("\r\n") + "\n")
+        self.lines.append(record.removesuffix("\r\n") + self.end)
 
 
-def separated(rows: Iterable[Iterable[object]], separator: str = ",") -> bytes:
-    """The rows as a file in UTF-8. Cells with either half of a line end are quoted: left to end lines with a line feed,
-    the `csv` of Python 3.11 leaves a carriage return bare, which ends the row for whoever reads it.
+@dataclass(frozen=True)
+class Form:
+    """How a file of separated cells is written: what `separates` them, its encoding (`utf-8-sig` and `utf-16` begin
+    with a mark) and what ends a line."""
+
+    separator: str = ","
+    encoding: str = "utf-8"
+    line_end: str = "\n"
+
+
+def separated(rows: Iterable[Iterable[object]], form: Form = Form()) -> bytes:
+    """The rows as a file. Cells with either half of a line end are quoted: left to end lines with a line feed, the
+    `csv` of Python 3.11 leaves a carriage return bare, which ends the row for whoever reads it.
 
     >>> separated([["a\\rb", "c, d"]])
     b'"a\\rb","c, d"\\n'
     """
-    out = _Lines()
-    csv.writer(out, delimiter=separator, lineterminator="\r\n").writerows(rows)
-    return "".join(out.lines).encode("utf-8")
+    out = _Lines(form.line_end)
+    csv.writer(out, delimiter=form.separator, lineterminator="\r\n").writerows(rows)
+    return "".join(out.lines).encode(form.encoding)
 
 
 def csv_of(header: Sequence[str], rows: Iterable[Sequence[str | int]]) -> bytes:

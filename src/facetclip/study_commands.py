@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from facetclip.arguments import here
 from facetclip.config import Form, Tuning, read_run
 from facetclip.errors import UserError
 from facetclip.studies import run_captions, run_curve
@@ -15,7 +16,7 @@ MODES = get_args(Tuning.model_fields["mode"].annotation)
 def _add_run(parser: argparse.ArgumentParser, seeds: int) -> None:
     parser.add_argument("run", type=Path, help="the run file that all trainings start from")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
-    parser.add_argument("--out", type=Path, required=True, help="the folder of the study; to go on, the same")
+    parser.add_argument("--out", type=here, required=True, help="the folder of the study; to go on, the same")
     parser.add_argument(
         "--seeds", type=int, default=seeds, help="trainings of each kind; three or more for an interval"
     )

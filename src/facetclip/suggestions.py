@@ -6,13 +6,14 @@ are about and what the attributes mean. The review page answers with a `correcti
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from facetclip.catalog import read_separated
 from facetclip.errors import UserError
-from facetclip.files import write_whole
+from facetclip.files import require_writable, write_whole
 from facetclip.schema import Schema
 from facetclip.spreadsheets import csv_of, live
 
@@ -61,8 +62,19 @@ class Correction:
     value: str
 
 
+def claim(folder: Path, title: str) -> None:
+    """UserError where suggestions of that title cannot go into `folder`: it holds others, shards, or takes no file."""
+    require_writable(folder)
+    if any(folder.glob("*.tar")):
+        raise UserError(f"{folder}: holds shards; name another folder")
+    with suppress(OSError, ValueError):
+        held = json.loads((folder / ABOUT).read_bytes())["title"]
+        if held != title:
+            raise UserError(f"{folder}: holds other suggestions ({held}); name another folder")
+
+
 def write_suggestions(found: Suggestions, folder: Path) -> None:
-    """Write both files into `folder`, the table first."""
+    """Write both files into `folder`, the table first; one that is there is no whole folder meanwhile."""
     names = [field.name for field in fields(Suggestion)]
     rows = []
     for cell in found.cells:
@@ -78,6 +90,7 @@ def write_suggestions(found: Suggestions, folder: Path) -> None:
         "cells": len(found.cells),
         "facts": found.facts,
     }
+    (folder / ABOUT).unlink(missing_ok=True)
     write_whole(folder / TABLE, csv_of(names, rows))
     write_whole(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
 
