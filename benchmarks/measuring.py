@@ -69,7 +69,10 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
 def _commit() -> str | None:
     """The commit that is checked out, with a + where files differ from it; None outside a repository."""
     asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
     return found.stdout.strip() or None
 
 

@@ -17,7 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +32,15 @@ from benchmarks.stepping.worker import Worker
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of a gradient, relative to the reference's in fp32
 PLAIN = {"augment.flip": False, "augment.smallest_crop": 1.0, "augment.brightness": 0.0}  # what a reference can follow
 WARM = 5
-GPU_CASES = (("ViT-B-32", 1024), ("ViT-B-16", 512), ("ViT-L-14", 256), ("ViT-B-32", 256))
-GPU_ROUNDS, GPU_STEPS = 5, 8
+# Shape, batch, whether all contenders: a photo takes 19, 75, 261 MB of ours and up to 47, 117, 362 MB of a peer's.
+GPU_CASES = (
+    ("ViT-B-32", 1024, True),
+    ("ViT-B-16", 256, False),
+    ("ViT-L-14", 96, False),
+    ("ViT-B-32", 256, False),
+)
+GPU_ROUNDS, GPU_STEPS = 3, 6
+LEAST_LEFT = 45.0  # seconds, to begin another comparison
 CHECKED = 8  # photos
 
 
@@ -67,24 +75,30 @@ def check_gradients(place: Place, specs: Iterable[Spec]) -> list[dict[str, Any]]
     return found
 
 
-def compare(place: Place, specs: dict[str, Spec], rounds: int, steps: int) -> dict[str, Any]:
-    """Each contender in turn, `rounds` times, after a step each to warm up; the first twice a round, as a control."""
-    workers = {name: place.worker(spec) for name, spec in specs.items()}
-    first = next(iter(workers))
-    counted = {}
-    for name, worker in workers.items():
-        counted[name] = worker.ask("flops")["flops"]
-        if place.clock == "wall":  # the first steps of a GPU, and what compiles, take long
-            worker.ask(f"steps {WARM}")
+def compare(
+    place: Place, specs: dict[str, Spec], rounds: int, steps: int, until: float = float("inf")
+) -> dict[str, Any]:
+    """Each contender in turn, `rounds` times, after a step each to warm up; the first twice a round, as a control.
+
+    The first round is whole; none is begun after `until` (`time.monotonic`). A contender that fails drops out with its
+    reason; RuntimeError where it is the first, which the others are compared with.
+    """
+    first, failed = next(iter(specs)), {}
+    workers, counted = _ready(place, specs, failed)
     taken: dict[str, list[float]] = {name: [] for name in (*workers, "control")}
     peaks = []
     for turn in range(rounds):
+        if turn and time.monotonic() > until:
+            break
         order = [*workers, "control"] if turn % 2 else ["control", *reversed(workers)]
         for name in order:
-            seconds = workers[first if name == "control" else name].ask(f"steps {steps}")[place.clock]
-            taken[name].append(seconds)
-            print(f"  round {turn + 1}: {name} {seconds:.3f} s", flush=True)
-        peaks.append(workers[first].ask("matmul")["flops per second"])
+            who = first if name == "control" else name
+            with _dropping(who, workers, failed):
+                seconds = workers[who].ask(f"steps {steps}")[place.clock]
+                taken[name].append(seconds)
+                print(f"  round {turn + 1}: {name} {seconds:.3f} s", flush=True)
+            _of_first(first, workers, failed)
+        peaks.append(_of_first(first, workers, failed).ask("matmul")["flops per second"])
     peak = statistics.median(peaks)
     rows = {
         name: {
@@ -97,11 +111,46 @@ def compare(place: Place, specs: dict[str, Spec], rounds: int, steps: int) -> di
     }
     for worker in workers.values():
         worker.close()
-    return {
+    found = {
         "matmul peak GFLOP/s": round(peak / 1e9, 1),
         "control / itself": ratio(taken["control"], taken[first]),
         "contenders": rows,
     }
+    return found | ({"failed": failed} if failed else {})
+
+
+def _ready(place: Place, specs: dict[str, Spec], failed: dict[str, str]) -> tuple[dict[str, Worker], dict[str, int]]:
+    """The contenders that have stepped, and the operations of a step of each."""
+    workers, counted, first = {}, {}, next(iter(specs))
+    for name, spec in specs.items():
+        workers[name] = place.worker(spec)
+    for name in specs:
+        with _dropping(name, workers, failed):
+            counted[name] = workers[name].ask("flops")["flops"]
+            if place.clock == "wall":  # the first steps of a GPU, and what compiles, take long
+                workers[name].ask(f"steps {WARM}")
+        _of_first(first, workers, failed)
+    return workers, counted
+
+
+def _of_first(first: str, workers: dict[str, Worker], failed: dict[str, str]) -> Worker:
+    """The worker that others are compared with; RuntimeError, and nobody goes on, where it failed."""
+    if first in failed:
+        for worker in workers.values():
+            worker.close()
+        raise RuntimeError(failed[first])
+    return workers[first]
+
+
+@contextmanager
+def _dropping(name: str, workers: dict[str, Worker], failed: dict[str, str]) -> Iterator[None]:
+    """A contender that fails inside is out, with the last line of its reason."""
+    try:
+        yield
+    except RuntimeError as error:
+        failed[name] = str(error).strip().splitlines()[-1]
+        workers.pop(name).close()
+        print(f"  {name} failed: {failed[name]}", flush=True)
 
 
 def told(batch: int, seconds: list[float], flops: int, peak: float) -> dict[str, Any]:
@@ -201,29 +250,57 @@ def table(title: str, found: dict[str, Any]) -> list[str]:
 
 
 def on_gpu(place: Place, usable: list[str], out: Path, seconds: float) -> None:
-    """All shapes in bf16, as many as `seconds` allow, and the ladder of the first; the short table comes last."""
+    """All shapes in bf16 and the ladder of the first, as far as `seconds` allow; what is known is written at once, and
+    the tables come once more at the end."""
     until = time.monotonic() + seconds
     result: dict[str, Any] = {"environment": environment(("torch", "transformers", "numpy"))}
     result["device"] = device_name()
     base = Spec(device="cuda", precision="bf16", threads=2)
-    result["gradients"] = check_gradients(place, [replace(base, precision="fp32"), base, replace(base, locked=True)])
-    lines = [f"{result['device']}; gradients against the plain reference: {result['gradients']}"]
-    for shape, batch in GPU_CASES:
-        if time.monotonic() > until:
-            lines.append(f"{shape}, batch {batch}: no time was left")
+    lines = [result["device"]]
+
+    def note(title: str, found: Any, more: list[str]) -> None:
+        result[title] = found
+        lines.extend(more)
+        print(*more, sep="\n", flush=True)
+        write_result(out, result)
+
+    try:
+        found = check_gradients(place, [replace(base, precision="fp32"), base, replace(base, locked=True)])
+    except RuntimeError as error:
+        found = str(error).strip().splitlines()[-1]
+    note("gradients", found, [f"gradients against the plain reference: {found}"])
+    for shape, batch, several in GPU_CASES:
+        title, left = f"{shape}, batch {batch}, bf16", until - time.monotonic()
+        if left < LEAST_LEFT:
+            note(title, None, [f"{title}: no time was left"])
             continue
-        case = replace(base, shape=shape, batch=batch)
-        specs = contenders(case, usable, compiled=True)
-        specs["ours, compiled"] = replace(case, settings={"train.compile": True})
-        specs["ours, text locked, compiled"] = replace(specs["ours, compiled"], locked=True)
-        title = f"{shape}, batch {batch}, bf16"
-        result[title] = compare(place, specs, GPU_ROUNDS, GPU_STEPS)
-        lines += table(title, result[title])
+        specs = gpu_contenders(replace(base, shape=shape, batch=batch), usable, several=several)
+        try:
+            compared = compare(place, specs, GPU_ROUNDS, GPU_STEPS, until)
+        except RuntimeError as error:
+            note(title, str(error), [f"{title}: {str(error).strip().splitlines()[-1]}"])
+        else:
+            note(title, compared, table(title, compared))
+    result["ladder"] = {}
+    for name in LADDER:
+        if until - time.monotonic() < LEAST_LEFT:
+            break
+        result["ladder"] |= ladder(place, replace(base, batch=GPU_CASES[0][1]), GPU_ROUNDS, GPU_STEPS, [name])
         write_result(out, result)
-    if time.monotonic() < until:
-        result["ladder"] = ladder(place, replace(base, batch=256), GPU_ROUNDS, GPU_STEPS, LADDER)
-        write_result(out, result)
-    print(*lines, sep="\n", flush=True)
+    told = [
+        f"{name}: {row.get('failed') or row['times the whole step']['median']}"
+        for name, row in result["ladder"].items()
+    ]
+    print(*lines, *told, sep="\n", flush=True)
+
+
+def gpu_contenders(case: Spec, usable: list[str], *, several: bool) -> dict[str, Spec]:
+    """Ours and open_clip, eager and compiled; with `several` also with the text locked, and transformers. All lie in
+    the GPU's memory at the same time."""
+    found = contenders(case, usable, compiled=True)
+    found["ours, compiled"] = replace(case, settings={"train.compile": True})
+    few = ("ours", "ours, compiled", "open_clip", "open_clip, compiled")
+    return found if several else {name: spec for name, spec in found.items() if name in few}
 
 
 def device_name() -> str:
@@ -245,12 +322,13 @@ def main() -> None:
     parser.add_argument("--rungs", nargs="*", default=list(LADDER), choices=list(LADDER), help="of the ladder")
     parser.add_argument("--gpu", action="store_true", help="the shapes and batches of a GPU, in bf16")
     parser.add_argument("--seconds", type=float, default=400, help="after which --gpu begins nothing new")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step.json")
+    parser.add_argument("--out", type=Path, help="results/step.json, or step_gpu.json, where not given")
     args = parser.parse_args()
+    out = args.out or Path(__file__).parent / "results" / ("step_gpu.json" if args.gpu else "step.json")
     python, usable = here_or_there(args.peers, gpu=args.gpu)
     if args.gpu:
         with tempfile.TemporaryDirectory() as name:
-            on_gpu(Place(Path(name), python, "wall"), usable, args.out, args.seconds)
+            on_gpu(Place(Path(name), python, "wall"), usable, out, args.seconds)
         return
     base = Spec(shape=args.shape, batch=args.batch, precision=args.precision, threads=args.threads)
     with tempfile.TemporaryDirectory() as name:
@@ -263,7 +341,7 @@ def main() -> None:
         result[title] = compare(place, specs, args.rounds, args.steps)
         print(*table(title, result[title]), sep="\n", flush=True)
         result["ladder"] = ladder(place, base, args.rounds, args.steps, args.rungs)
-    write_result(args.out, result)
+    write_result(out, result)
 
 
 if __name__ == "__main__":

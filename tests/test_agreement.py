@@ -142,6 +142,7 @@ def test_a_step_that_waits_is_seen(shop: Path, monkeypatch: pytest.MonkeyPatch, 
     assert {step for step, where, _ in found if where == "within"} == {1, 2, 3}
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU says itself when it is waited for")
 @pytest.mark.parametrize("changes", [ADAMW | LOSSES, MUON, ADAMW | CAPTIONS], ids=["adamw", "muon", "captions"])
 def test_no_step_waits_for_a_gpu(shop: Path, changes: dict[str, Any], request: pytest.FixtureRequest) -> None:
@@ -199,7 +200,7 @@ def test_what_is_left_out_on_the_device_leaves_no_trace(shop: Path, monkeypatch:
         if left_out.item():
             engine.forget()
         else:
-            update(engine, torch.zeros(()))
+            update(engine, torch.zeros_like(left_out))
 
     monkeypatch.setattr(Engine, "update", looking)
     trained(at_once, monkeypatch, fault)

@@ -14,7 +14,7 @@ import torch
 from small_shop import SCHEMA, make_shards
 
 from facetclip.augmentation import DRAWS, crops
-from facetclip.batches import PixelReader, ahead, decoding_threads, uniforms
+from facetclip.batches import Batch, PixelReader, ahead, decoding_threads, uniforms
 from facetclip.config import Augmentation
 from facetclip.feed import Portion
 from facetclip.index import open_index, write_index
@@ -80,6 +80,15 @@ def test_a_process_decodes_by_its_share_of_the_processors(monkeypatch: pytest.Mo
     assert shares == [16, 12, 2]
 
 
+def test_what_lies_on_a_device_already_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: asked.append(tensor.device.type) or tensor)
+    there = Batch(np.arange(2), torch.empty(2, 3, 8, 8, device="meta"), torch.zeros(2, 1))
+    portion = Portion(step=0, batch=there, draws=torch.zeros(2, DRAWS), count=2.0)
+    assert portion.pinned().batch.inputs is there.inputs
+    assert asked == ["cpu", "cpu"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU")
 def test_photos_for_a_gpu_lie_where_it_can_fetch_them(tmp_path: Path) -> None:
     batch = PixelReader(make_shards(tmp_path, 6), 24, "pad").batch(np.arange(6))
@@ -97,7 +106,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facetclip.batches import PixelReader, ahead
+from facetclip.batches import Batch, PixelReader, ahead
 from facetclip.index import open_index
 
 reader = PixelReader(open_index(sys.argv[1]), 128, "pad", threads=3)

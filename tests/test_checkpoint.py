@@ -103,6 +103,14 @@ def test_every_changed_setting_is_named(tmp_path: Path) -> None:
     assert "data.digest was 'a', is 'b'; train.batch was 8, is 16" in str(error.value)
 
 
+def test_an_optimizers_state_goes_where_the_weights_are() -> None:
+    """Counts of steps, too: ours and torch's fused optimizers count on the device."""
+    module = torch.nn.ParameterDict({"weight": torch.nn.Parameter(torch.ones(4, 3, device="meta"))})
+    optimizer = torch.optim.AdamW(module.values(), fused=True)
+    restore_optimizer(optimizer, module, {"weight.step": torch.tensor(3.0), "weight.exp_avg": torch.ones(4, 3)})
+    assert {each.device.type for each in optimizer.state[module["weight"]].values()} == {"meta"}
+
+
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
 def test_an_optimizer_goes_on_as_if_it_had_not_stopped(kind: type[torch.optim.Optimizer]) -> None:
     def stepped(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, seed: int) -> None:

@@ -170,6 +170,27 @@ def test_a_run_that_goes_on_is_cut_as_it_was(tmp_path: Path, monkeypatch: pytest
     assert tighter.gradients.parts.count == 8
 
 
+def test_a_part_is_tried_beside_the_gradients_of_the_one_before() -> None:
+    tried: list[int] = []
+
+    def gradients_take_room(part: slice) -> None:
+        tried.append(part.stop - part.start)
+        if len(tried) > 1 and tried[-2] == tried[-1] and tried[-1] > 2:
+            raise RuntimeError("CUDA error: out of memory")
+        if tried[-1] == 8:
+            raise torch.OutOfMemoryError("no room for a whole batch")
+
+    parts = Parts(None)
+    parts.fit(gradients_take_room, 8, 8, torch.device("cpu"))
+    assert (parts.count, tried) == (4, [8, 4, 4, 2, 2])
+
+    def broken(_: slice) -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        Parts(None).fit(broken, 8, 8, torch.device("cpu"))
+
+
 def test_what_is_found_to_fit_fits_the_processes_with_a_photo_more() -> None:
     def small_memory(part: slice) -> None:
         if part.stop - part.start > 2:

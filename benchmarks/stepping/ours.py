@@ -271,7 +271,7 @@ def _fused(trainer: Trainer) -> None:
     optimizer: Any = trainer.optimizer.optimizer
     step = optimizer.step
     for group in optimizer.param_groups:
-        group["fused"] = False
+        group["fused"] = None  # torch's own choice: for each operation all weights at once, on a GPU
 
     def without_asking(*_: Any) -> None:
         optimizer.found_inf = None  # by which the fused one leaves an update out

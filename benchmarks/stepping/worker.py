@@ -82,9 +82,12 @@ def settle(spec: Spec) -> None:
 def timed(spec: Spec, runner: Any, count: int) -> dict[str, float]:
     """Seconds of one step out of `count`; on a GPU after some that fill its memory anew, which is given back at the end
     so that contenders do not have to share it."""
+    import torch
+
     gpu = spec.device == "cuda"
     if gpu:
         runner.steps(REFILL)
+        torch.cuda.reset_peak_memory_stats()
     settle(spec)
     wall, processor = time.perf_counter(), time.process_time()
     runner.steps(count)
@@ -94,18 +97,18 @@ def timed(spec: Spec, runner: Any, count: int) -> dict[str, float]:
         "processor": (time.process_time() - processor) / count,
     }
     if gpu:
-        import torch
-
         torch.cuda.empty_cache()
     return told
 
 
 def flops(runner: Any) -> dict[str, int]:
     """Of one forward and backward pass; products, convolutions and attention alone, as is usual."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         runner.once()
+    torch.compiler.reset()  # what ran under the counter would never be compiled afterwards
     return {"flops": counter.get_total_flops()}
 
 
@@ -129,7 +132,7 @@ def matmul_peak(spec: Spec) -> dict[str, float]:
 
 
 def memory(spec: Spec) -> dict[str, int]:
-    """The most that were taken at once."""
+    """The most that were taken at once; on a GPU in the last turn."""
     if spec.device == "cuda":
         import torch
 

@@ -103,9 +103,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`, from whole tensors."""
-    weights, fused = dict(module.named_parameters()), optimizer.defaults.get("fused")  # it counts steps on the device
+    weights = dict(module.named_parameters())
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition(".")
         weight = weights[name]
-        placed = value if value.ndim == 0 and not fused else value.to(weight.device)
-        optimizer.state[weight][key] = held_like(placed, weight)
+        optimizer.state[weight][key] = held_like(value.to(weight.device), weight)

@@ -48,10 +48,14 @@ class Portion:
     captioned: int = 0
 
     def pinned(self) -> "Portion":
-        """The same in memory that a GPU fetches from by itself, while the processor goes on."""
+        """The same in memory that a GPU fetches from by itself, while the processor goes on; what lies on one stays."""
         tensors = {name: getattr(self, name) for name in ("draws", "caption_ids", "groups")}
-        batch = replace(self.batch, inputs=self.batch.inputs.pin_memory(), labels=self.batch.labels.pin_memory())
-        return replace(self, batch=batch, **{name: t.pin_memory() for name, t in tensors.items() if t is not None})
+        batch = replace(self.batch, inputs=_pinned(self.batch.inputs), labels=_pinned(self.batch.labels))
+        return replace(self, batch=batch, **{name: _pinned(t) for name, t in tensors.items() if t is not None})
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
 class Feed:

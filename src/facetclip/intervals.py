@@ -9,6 +9,7 @@ numbers of one call share their draws, so differences between them are paired.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 
 import numpy as np
 
@@ -23,6 +24,7 @@ ENDS = (0.025, 0.975)
 SEED = 20_260_101
 MOST_GROUPS = 10_000  # products beyond share groups, which then are drawn whole
 PORTION = 4_000_000  # weights at a time
+NORMAL = NormalDist()
 FEWEST_PRODUCTS = 30  # from how many on an interval can be trusted
 
 Draws = Mapping[str, np.ndarray]  # metric -> [1 + RESAMPLES]: the number itself, then that of each draw
@@ -143,12 +145,18 @@ def mean_of(numbers: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def estimate(drawn: np.ndarray) -> Estimate:
-    """The number in `drawn` [1 + n] with its interval; NaN throughout where it is no number."""
-    known = drawn[1:][np.isfinite(drawn[1:])]
-    if not np.isfinite(drawn[0]) or not len(known):
-        return Estimate(float(drawn[0]), float("nan"), float("nan"))
-    low, high = np.quantile(known, ENDS)
-    return Estimate(float(drawn[0]), float(low), float(high))
+    """The number in `drawn` [1 + n] with its interval; NaN throughout where it is no number.
+
+    Draws may lie beside the number: one that lacks a rare value has a mean over the others. The ends are moved by as
+    much (the bias-corrected percentile: Efron, "Nonparametric standard errors and confidence intervals", 1981).
+    """
+    value, known = drawn[0], drawn[1:][np.isfinite(drawn[1:])]
+    if not np.isfinite(value) or not len(known):
+        return Estimate(float(value), float("nan"), float("nan"))
+    below = (np.count_nonzero(known < value) + 0.5 * np.count_nonzero(known == value) + 0.5) / (len(known) + 1)
+    moved = 2 * NORMAL.inv_cdf(below)
+    low, high = np.quantile(known, [NORMAL.cdf(moved + NORMAL.inv_cdf(end)) for end in ENDS])
+    return Estimate(float(value), float(low), float(high))
 
 
 def share(hits: np.ndarray, products: np.ndarray) -> Estimate:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch import nn
 
 from facetclip.collectives import PATIENCE, close_at_exit, join_processes, send_in_bf16
@@ -22,7 +22,7 @@ UNSHARDED = ("zero_shot", "probe", "prompt")
 
 def make_accelerator() -> Accelerator:
     """The accelerator that the launcher set up; UserError where it is not the one that was asked for."""
-    gpu, zero = torch.cuda.is_available(), _asked("DeepSpeed")
+    gpu, zero = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"), _asked("DeepSpeed")
     if not gpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         # accelerate says nothing, and computes in fp32, or without scaling the loss
         raise UserError("fp16 needs a GPU; use --mixed_precision bf16, or no for fp32")

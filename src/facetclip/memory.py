@@ -9,6 +9,8 @@ import torch
 from facetclip.collectives import sum_over_processes
 from facetclip.errors import UserError
 
+FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # other words for it
+
 
 class Parts:
     """A share of a batch in parts of `size` photos, or where that is None in `count` parts."""
@@ -33,7 +35,8 @@ class Parts:
         """
         while True:
             largest = max(self.of(most), key=lambda part: part.stop - part.start)
-            failed = torch.tensor(float(not _fits(lambda part=largest: work(part))), device=device)
+            turns = [largest] * min(2, self.count)  # the gradients of the first part lie beside the second
+            failed = torch.tensor(float(not _fits(work, turns)), device=device)
             if not sum_over_processes(failed).item():
                 return
             if self.count >= least:
@@ -41,10 +44,15 @@ class Parts:
             self.count = min(least, 2 * self.count)
 
 
-def _fits(work: Callable[[], object]) -> bool:
+def _fits(work: Callable[[slice], object], parts: Iterable[slice]) -> bool:
     try:
-        work()
+        for part in parts:
+            work(part)
     except torch.OutOfMemoryError:
+        return False
+    except RuntimeError as error:
+        if not any(word in str(error) for word in FULL):
+            raise
         return False
     finally:
         if torch.cuda.is_available():

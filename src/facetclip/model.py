@@ -228,7 +228,8 @@ class AttributeReader(nn.Module):
         """
         if rows is None:
             rows = self.embed_prompts() if self.classifier is None else self.classifier
-        flat = self.scale * images @ rows.T
+        with torch.autocast(images.device.type, enabled=False):  # of numbers about 25 bf16 knows every eighth
+            flat = self.scale.float() * images.float() @ rows.float().T
         parts = [flat[:, span] for span in self.spans]
         centred = [
             p - p.mean(1, keepdim=True) if multi else p for p, multi in zip(parts, self.multi_valued, strict=True)
