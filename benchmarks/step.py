@@ -127,8 +127,8 @@ def _ready(place: Place, specs: dict[str, Spec], failed: dict[str, str]) -> tupl
     for name in specs:
         with _dropping(name, workers, failed):
             counted[name] = workers[name].ask("flops")["flops"]
-            if place.clock == "wall":  # the first steps of a GPU, and what compiles, take long
-                workers[name].ask(f"steps {WARM}")
+            if warm := WARM if place.clock == "wall" else int(specs[name].compiles):  # such first steps take long
+                workers[name].ask(f"steps {warm}")
         _of_first(first, workers, failed)
     return workers, counted
 

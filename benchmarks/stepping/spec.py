@@ -32,6 +32,11 @@ class Spec:
     photos: str = ""
     start: str = ""
 
+    @property
+    def compiles(self) -> bool:
+        """Whether its first step compiles something."""
+        return self.compiled or bool(self.settings.get("train.compile"))
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
