@@ -11,7 +11,6 @@ keep their promise for every attribute: the peer's one threshold must be raised 
 import argparse
 import contextlib
 import io
-import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -178,10 +177,11 @@ def show(found: list[dict[str, Any]]) -> dict[str, Any]:
     told = {}
     for way in theirs[1:]:
         both = [coverages(each, way) for each in found]
-        whole = sum(ours for ours, _ in both) / (sum(theirs for _, theirs in both) or math.nan)
+        filled = sum(theirs for _, theirs in both)
+        whole = round(sum(ours for ours, _ in both) / filled, 3) if filled else None
         each = [round(ours / theirs, 3) if theirs else None for ours, theirs in both]
-        told[way] = {"all": round(whole, 3), "each": each}
-        print(f"coverage against one threshold, {way}: {whole:.3f} times (catalogs: {each})", flush=True)
+        told[way] = {"all": whole, "each": each}
+        print(f"coverage against one threshold, {way}: {whole} times (catalogs: {each})", flush=True)
     return told
 
 

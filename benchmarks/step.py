@@ -98,21 +98,22 @@ def compare(
                 taken[name].append(seconds)
                 print(f"  round {turn + 1}: {name} {seconds:.3f} s", flush=True)
             _of_first(first, workers, failed)
-        peaks.append(_of_first(first, workers, failed).ask("matmul")["flops per second"])
-    peak = statistics.median(peaks)
-    rows = {
-        name: {
-            **worker.facts,
-            **told(specs[name].batch, taken[name], counted[name], peak),
-            "peak memory GiB": round(worker.ask("memory")["bytes"] / 2**30, 2),
-            f"{name} / {first}": ratio(taken[name], taken[first]),
-        }
-        for name, worker in workers.items()
-    }
+        with _dropping(first, workers, failed):
+            peaks.append(workers[first].ask("matmul")["flops per second"])
+        _of_first(first, workers, failed)
+    rows = {}
+    for name in list(workers):
+        with _dropping(name, workers, failed):
+            rows[name] = {
+                **workers[name].facts,
+                **told(specs[name].batch, taken[name], counted[name], statistics.median(peaks)),
+                "peak memory GiB": round(workers[name].ask("memory")["bytes"] / 2**30, 2),
+                f"{name} / {first}": ratio(taken[name], taken[first]),
+            }
     for worker in workers.values():
         worker.close()
     found = {
-        "matmul peak GFLOP/s": round(peak / 1e9, 1),
+        "matmul peak GFLOP/s": round(statistics.median(peaks) / 1e9, 1),
         "control / itself": ratio(taken["control"], taken[first]),
         "contenders": rows,
     }
@@ -147,7 +148,7 @@ def _dropping(name: str, workers: dict[str, Worker], failed: dict[str, str]) -> 
     """A contender that fails inside is out, with the last line of its reason."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # its own words, or it is gone
         failed[name] = str(error).strip().splitlines()[-1]
         workers.pop(name).close()
         print(f"  {name} failed: {failed[name]}", flush=True)
@@ -222,6 +223,9 @@ def ladder(place: Place, base: Spec, rounds: int, steps: int, names: Iterable[st
         except RuntimeError as error:
             found[name] = {"failed": str(error).strip().splitlines()[-1]}
             continue
+        if name in both.get("failed", {}):
+            found[name] = {"failed": both["failed"][name]}
+            continue
         row = both["contenders"][name]
         found[name] = {
             "times the whole step": row[f"{name} / whole"],
@@ -287,11 +291,11 @@ def on_gpu(place: Place, usable: list[str], out: Path, seconds: float) -> None:
             break
         result["ladder"] |= ladder(place, replace(base, batch=GPU_CASES[0][1]), GPU_ROUNDS, GPU_STEPS, [name])
         write_result(out, result)
-    told = [
+    rungs = [
         f"{name}: {row.get('failed') or row['times the whole step']['median']}"
         for name, row in result["ladder"].items()
     ]
-    print(*lines, *told, sep="\n", flush=True)
+    print(*lines, *rungs, sep="\n", flush=True)
 
 
 def gpu_contenders(case: Spec, usable: list[str], *, several: bool) -> dict[str, Spec]:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_shop import SCHEMA
 
+from facetclip import corrections
 from facetclip.catalog import read_catalog
 from facetclip.corrections import Applied, apply_corrections
 from facetclip.errors import UserError
@@ -136,16 +137,42 @@ def test_catalog_and_log_cannot_be_one_file(tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_what_cannot_be_written_leaves_neither_catalog_nor_log(tmp_path, monkeypatch):
-    source = shop(tmp_path)
+def test_what_a_kill_left_in_part_is_ended_by_the_same_command(tmp_path, monkeypatch):
+    source, line, written = shop(tmp_path), "a,sleeve,long,short,accept,short", corrections.write_whole
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+    def killed(path, content):
+        if path.name == "changes.csv":
+            raise KeyboardInterrupt
+        written(path, content)
 
-    monkeypatch.setattr("facetclip.corrections._rewrite", killed)
+    monkeypatch.setattr(corrections, "write_whole", killed)
     with pytest.raises(KeyboardInterrupt):
-        apply(tmp_path, source)
-    assert not (tmp_path / "changes.csv").exists()
+        apply(tmp_path, source, line)
+    monkeypatch.setattr(corrections, "write_whole", written)
+    with pytest.raises(UserError, match=r"fixed\.csv is there already"):
+        apply(tmp_path, source, "a,sleeve,long,short,other,none")
+    assert apply(tmp_path, source, line) == Applied(1, 0, 0)
+    assert (tmp_path / "changes.csv").exists()
+
+
+def test_an_unchanged_copy_is_not_written_over_the_catalog(tmp_path):
+    source = shop(tmp_path)
+    for out, log in ((source, tmp_path / "log.csv"), (tmp_path / "out.csv", source)):
+        with pytest.raises(UserError, match="is there already"):
+            apply_corrections(answers(tmp_path), source, SCHEMA, out, log)
+    assert source.read_text() == CATALOG
+
+
+def test_a_header_with_commas_and_line_ends_is_read_back(tmp_path):
+    header = 'id;"product, of many";image;category;sleeve;"colour\n(main)"'
+    source = shop(tmp_path, header.replace("\n", "\n") + "\r\na;P1;a.jpg;shirt;long;red\r\nb;P2;b.jpg;pants;;blue\r\n")
+    facts = SCHEMA.model_dump()
+    facts["columns"]["product"], facts["attributes"]["colour"]["column"] = "product, of many", "colour\n(main)"
+    schema, out = Schema.model_validate(facts), tmp_path / "fixed.csv"
+    path = answers(tmp_path, "a,sleeve,long,short,accept,short")
+    assert apply_corrections(path, source, schema, out, tmp_path / "log.csv") == Applied(1, 0, 0)
+    assert out.read_bytes().endswith(b"\r\na;P1;a.jpg;shirt;short;red\r\nb;P2;b.jpg;pants;;blue\r\n")
+    assert read_catalog(str(out)).column("sleeve") == ["short", ""]
 
 
 @pytest.mark.parametrize(

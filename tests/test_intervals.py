@@ -175,3 +175,17 @@ def test_twenty_thousand_photos_ten_attributes_and_a_thousand_draws_take_seconds
     (numbers,) = draws([found])
     assert all(len(drawn) == 1001 for each in numbers.values() for drawn in each.values())
     assert time.process_time() - begun < 20  # 3 on a machine with nothing else to do
+
+
+def test_an_interval_holds_its_number_and_is_wide_where_draws_lie_beside_it() -> None:
+    """As of an error of calibration, which draws enlarge, and of a mean whose rare values draws lack."""
+    random = np.random.default_rng(0)
+    for shift in (-4.0, -2.0, -0.5, 0.0, 0.5, 2.0, 4.0):
+        found = estimate(np.concatenate([[0.0], random.normal(shift, 1.0, 1000)]))
+        assert found.low <= found.value <= found.high
+        assert found.high - found.low > 1.5
+    even = estimate(np.concatenate([[0.0], np.linspace(-1, 1, 1001)]))
+    assert (even.low, even.high) == pytest.approx((-0.95, 0.95), abs=0.01)
+    moved = estimate(np.concatenate([[0.0], random.normal(0.25, 1.0, 4000)]))
+    assert (moved.low, moved.high) == pytest.approx((-1.96 - 0.25, 1.96 - 0.25), abs=0.2)
+    assert estimate(np.zeros(9)) == intervals.Estimate(0.0, 0.0, 0.0)

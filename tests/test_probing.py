@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from facetclip import probing
 from facetclip.errors import UserError
 from facetclip.metrics import listed_values
 from facetclip.probing import Doubt, alternatives, crossed_logits, doubts, folds_of, probed
@@ -78,6 +79,21 @@ def test_a_value_of_one_product_alone_is_not_doubted_since_no_judge_has_seen_it(
     assert not found.wrong[only].any()
     assert found.judged.sum() == (labels[name] >= 0).sum() - len(only)
     assert found.share == pytest.approx(before.share, abs=0.002)
+
+
+def test_a_rare_value_is_taught_where_only_some_of_many_rows_are(monkeypatch):
+    monkeypatch.setattr(probing, "MOST_ROWS", 100)
+    features, labels, _, products = shop(wrong=0.0)
+    labels["shape"] = np.where(labels["shape"] == 3, -1, labels["shape"])
+    rare = np.flatnonzero((products == 7) | (products == 300))
+    labels["shape"][rare] = 3
+    folds = folds_of(products, 5, seed=0)
+    folds[products == 7], folds[products == 300] = 0, 1
+    for seed in range(4):
+        logits = crossed_logits(
+            features, listed_values(SCHEMA.attributes["shape"], labels["shape"]), folds, multi_valued=False, seed=seed
+        )
+        assert (logits[rare, 3] > probing.UNSEEN).all()
 
 
 def test_nothing_is_said_of_a_table_that_no_judge_has_seen_any_value_of():

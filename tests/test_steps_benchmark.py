@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.step import compare, gpu_contenders
+from benchmarks.step import compare, gpu_contenders, ladder
 from benchmarks.stepping.spec import Spec
 from benchmarks.stepping.worker import flops
 from torch import nn
@@ -90,6 +90,17 @@ def test_no_round_but_the_first_begins_when_time_is_up() -> None:
     ring: Any = Ring(ours=None, open_clip=None, transformers=None)
     found = compare(ring, SPECS, rounds=5, steps=1, until=0.0)
     assert all(len(row["seconds of a step"]) == 1 for row in found["contenders"].values())
+
+
+def test_a_rung_that_a_device_lacks_says_why_and_the_next_is_tried() -> None:
+    class Rungs(Ring):
+        def worker(self, spec: Spec) -> Contender:
+            return Contender(0 if spec.settings.get("train.recompute") else None)
+
+    ring: Any = Rungs()
+    found = ladder(ring, Spec(), 2, 1, ["train.recompute", "without: SDPA"])
+    assert found["train.recompute"] == {"failed": "out of memory"}
+    assert found["without: SDPA"]["times the whole step"]["median"] == 1.0
 
 
 def test_where_memory_is_scarce_few_contenders_lie_in_it() -> None:

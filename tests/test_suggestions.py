@@ -101,6 +101,10 @@ def test_suggestions_take_no_place_of_others_nor_of_shards(tmp_path):
     (tmp_path / "shards" / "shard-000000.tar").write_bytes(b"")
     with pytest.raises(UserError, match="holds shards"):
         claim(tmp_path / "shards", FOUND.title)
+    for foreign in ("[1]", '{"a": 1}', "no JSON"):
+        (tmp_path / "audit" / "about.json").write_text(foreign)
+        with pytest.raises(UserError, match="holds other suggestions"):
+            claim(tmp_path / "audit", FOUND.title)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="is a file, not a folder"):
         claim(tmp_path / "file" / "audit", FOUND.title)

@@ -39,7 +39,7 @@ FLAGS = "photos.csv"
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit found: attribute -> cells that say something, and the share of them that is wrong by estimate."""
+    """What an audit found: attribute -> cells that could be judged, and the share of them that is wrong by estimate."""
 
     folder: Path
     cells: Mapping[str, int]
@@ -82,7 +82,7 @@ def audit(shards: Path | str, out: Path, spec: AuditSpec) -> Audited | None:
     logits = probed(features, labels, schema, folds, seed=spec.seed)
     found = doubts(_averaged(logits, tuned) if tuned else logits, labels, schema, folds)
     ranked = _ranked(index, found)[: spec.most]
-    cells = {name: int((labels[name] >= 0).sum()) for name in found}
+    cells = {name: int(each.judged.sum()) for name, each in found.items()}
     wrong = {name: each.share for name, each in found.items()}
     flags = tuple(flag_photos(index, features))
     judges = f"probes on {start}" + (f" and {start}, fine-tuned" if spec.run else "")

@@ -205,7 +205,8 @@ def form_of(path: Path) -> Form:
         start = file.read(3)
     text = text_of(path)
     encoding = "utf-16" if start[:2] in UTF_16 else "utf-8-sig" if start == codecs.BOM_UTF8 else "utf-8"
-    return Form(separator_of(path, text), encoding, "\r\n" if text.partition("\n")[0].endswith("\r") else "\n")
+    line_end = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
+    return Form(separator_of(path, text), encoding, line_end)
 
 
 def read_separated(path: Path) -> Catalog:

@@ -63,19 +63,17 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
         raise UserError(f"{out}: expected a {source.suffix} file, as the catalog {source.name} is")
     if out.resolve() == log.resolve():
         raise UserError(f"{out}: is named for the catalog and for its log; name two files")
-    for path in (out, log):
-        if path.exists():
-            raise UserError(f"{path} is there already; name another file")
     catalog = read_catalog(str(source))
     catalog.require_columns(schema, written=True)
     catalog.require_ids(schema.columns.item)
     changes, entries, confirmed = _decided(corrections, catalog, schema)
-    write_whole(log, _log_of(entries))
-    try:
-        _rewrite(source, out, catalog, changes)
-    except BaseException:
-        log.unlink(missing_ok=True)
-        raise
+    contents = {out: _rewritten(source, catalog, changes), log: _log_of(entries)}
+    for path, content in contents.items():
+        other = path.resolve() in (source.resolve(), corrections.resolve())
+        if other or (path.exists() and (path.is_dir() or path.read_bytes() != content)):
+            raise UserError(f"{path} is there already; name another file")
+    for path, content in contents.items():  # what a killed process left is the same
+        write_whole(path, content)
     return Applied(len(changes), confirmed, len(entries) - len(changes))
 
 
@@ -142,14 +140,11 @@ def _checked(answer: Correction, where: str, place_of: Mapping[str | None, int],
     return attribute
 
 
-def _rewrite(source: Path, out: Path, catalog: Catalog, changes: Changes) -> None:
+def _rewritten(source: Path, catalog: Catalog, changes: Changes) -> bytes:
     kind = source.suffix.lower()
     if kind in SEPARATORS:
-        write_whole(out, _separated(source, catalog, changes))
-    elif kind in JSON_LINES:
-        write_whole(out, _json_lines(source, catalog, changes))
-    else:
-        write_whole(out, _parquet(catalog, changes))
+        return _separated(source, catalog, changes)
+    return _json_lines(source, catalog, changes) if kind in JSON_LINES else _parquet(catalog, changes)
 
 
 def _separated(source: Path, catalog: Catalog, changes: Changes) -> bytes:

@@ -47,7 +47,10 @@ def write_whole(path: Path, content: bytes) -> None:
 def require_writable(folder: Path) -> None:
     """UserError or OwnMistake, as from `writing`, where no file can be written in `folder`, which need not be there:
     asked before long work."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:
+        raise OwnMistake(f"{folder}: could not be written: {error.strerror}") from error
     if not there.is_dir():
         raise UserError(f"{folder}: could not be written: {there} is a file, not a folder")
     path = there / f".{secrets.token_hex(8)}.tmp"

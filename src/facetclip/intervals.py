@@ -25,6 +25,7 @@ SEED = 20_260_101
 MOST_GROUPS = 10_000  # products beyond share groups, which then are drawn whole
 PORTION = 4_000_000  # weights at a time
 NORMAL = NormalDist()
+MOST_MOVED = 1.0  # standard deviations
 FEWEST_PRODUCTS = 30  # from how many on an interval can be trusted
 
 Draws = Mapping[str, np.ndarray]  # metric -> [1 + RESAMPLES]: the number itself, then that of each draw
@@ -148,15 +149,16 @@ def estimate(drawn: np.ndarray) -> Estimate:
     """The number in `drawn` [1 + n] with its interval; NaN throughout where it is no number.
 
     Draws may lie beside the number: one that lacks a rare value has a mean over the others. The ends are moved by as
-    much (the bias-corrected percentile: Efron, "Nonparametric standard errors and confidence intervals", 1981).
+    much (the bias-corrected percentile: Efron, "Nonparametric standard errors and confidence intervals", 1981), but by
+    no more than MOST_MOVED, where nearly all draws lie on one side, and never past the number.
     """
     value, known = drawn[0], drawn[1:][np.isfinite(drawn[1:])]
     if not np.isfinite(value) or not len(known):
         return Estimate(float(value), float("nan"), float("nan"))
     below = (np.count_nonzero(known < value) + 0.5 * np.count_nonzero(known == value) + 0.5) / (len(known) + 1)
-    moved = 2 * NORMAL.inv_cdf(below)
+    moved = 2 * min(MOST_MOVED, max(-MOST_MOVED, NORMAL.inv_cdf(below)))
     low, high = np.quantile(known, [NORMAL.cdf(moved + NORMAL.inv_cdf(end)) for end in ENDS])
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(float(value), float(min(low, value)), float(max(high, value)))
 
 
 def share(hits: np.ndarray, products: np.ndarray) -> Estimate:

@@ -290,9 +290,7 @@ def _load_parts(place: str, source: str) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     if not Path(place).is_dir() and (place.count("/") != 1 or place.startswith((".", "/"))):
-        raise UserError(
-            f"model {source!r}: expected a folder, a hub id such as openai/clip-vit-base-patch32, or starter"
-        )
+        raise UserError(f"model {source!r}: expected a folder, a hub id (openai/clip-vit-base-patch32) or starter")
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -311,9 +309,9 @@ def _load_parts(place: str, source: str) -> tuple[Any, Any]:
         )
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first, inside = str(error).strip().splitlines()[0], Path(place) / "model"
-        hint = f"; did you mean {inside}?" if inside.is_dir() else ""
-        raise UserError(f"model {source!r} cannot be loaded: {first}{hint}") from error
+        run = Path(place, "model", "config.json").exists() and not Path(place, "config.json").exists()
+        why = f"give its model, {Path(place, 'model')}" if run else str(error).strip().splitlines()[0]
+        raise UserError(f"model {source!r} cannot be loaded: {why}") from error
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -99,7 +99,9 @@ def crossed_logits(
         theirs = folds == fold
         taught = np.flatnonzero(~theirs & listed.any(axis=1))
         if len(taught) > MOST_ROWS:
-            taught = np.random.default_rng([seed, fold]).choice(taught, MOST_ROWS, replace=False)
+            some = np.random.default_rng([seed, fold]).choice(taught, MOST_ROWS, replace=False)
+            each = taught[listed[taught].argmax(axis=0)[listed[taught].any(axis=0)]]  # no value that is there is missed
+            taught = np.union1d(some, each)
         if multi_valued:
             for value in range(listed.shape[1]):
                 logits[theirs, value] = _yes(features[taught], listed[taught, value], features[theirs])

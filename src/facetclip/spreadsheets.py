@@ -49,8 +49,13 @@ def separated(rows: Iterable[Iterable[object]], form: Form = Form()) -> bytes:
     >>> separated([["a\\rb", "c, d"]])
     b'"a\\rb","c, d"\\n'
     """
-    out = _Lines(form.line_end)
-    csv.writer(out, delimiter=form.separator, lineterminator="\r\n").writerows(rows)
+    out, every = _Lines(form.line_end), iter(rows)
+    header = list(next(every, []))
+    # A bare comma in the header would be taken for what separates.
+    told = csv.QUOTE_ALL if form.separator != "," and any("," in str(name) for name in header) else csv.QUOTE_MINIMAL
+    if header:
+        csv.writer(out, delimiter=form.separator, lineterminator="\r\n", quoting=told).writerow(header)
+    csv.writer(out, delimiter=form.separator, lineterminator="\r\n").writerows(every)
     return "".join(out.lines).encode(form.encoding)
 
 

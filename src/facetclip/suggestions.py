@@ -67,10 +67,13 @@ def claim(folder: Path, title: str) -> None:
     require_writable(folder)
     if any(folder.glob("*.tar")):
         raise UserError(f"{folder}: holds shards; name another folder")
-    with suppress(OSError, ValueError):
-        held = json.loads((folder / ABOUT).read_bytes())["title"]
-        if held != title:
-            raise UserError(f"{folder}: holds other suggestions ({held}); name another folder")
+    if (folder / ABOUT).exists():
+        about: Any = None
+        with suppress(OSError, ValueError):
+            about = json.loads((folder / ABOUT).read_bytes())
+        if not isinstance(about, dict) or (about.get("format"), about.get("title")) != (FORMAT, title):
+            held = about.get("title") if isinstance(about, dict) else None
+            raise UserError(f"{folder}: holds other suggestions ({held or 'not to be read'}); name another folder")
 
 
 def write_suggestions(found: Suggestions, folder: Path) -> None:
