@@ -93,8 +93,12 @@ def start(project: Path, *words: str, **environment: str) -> "subprocess.Popen[b
     known = os.environ | {"FAKE_FOLDER": str(project), "PYTHONPATH": str(ROOT / "src")}
     known["PATH"] = f"{project}/.venv/bin:{known['PATH']}"
     command = ["bash", f"{project}/launch/{words[0]}", *words[1:]]
-    with (project / "errors").open("wb") as errors:
-        return subprocess.Popen(command, cwd=project, env=known | environment, stderr=errors)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a shell cannot heed what it is born to ignore, as by nohup
+    try:
+        with (project / "errors").open("wb") as errors:
+            return subprocess.Popen(command, cwd=project, env=known | environment, stderr=errors)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def wait_for(*paths: Path, seconds: float = 20) -> None:
