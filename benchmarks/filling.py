@@ -118,7 +118,7 @@ def _one_threshold(raw: dict[str, dict[str, tuple[np.ndarray, np.ndarray, np.nda
     found = {}
     validation = raw["validation"].values()
     candidates = np.unique(np.concatenate([sure for sure, _, _ in validation]))
-    pooled = [np.concatenate(column) for column in zip(*raw["validation"].values(), strict=True)]
+    pooled = [np.concatenate(column) for column in zip(*validation, strict=True)]
 
     def keeps(threshold: float, sure: np.ndarray, right: np.ndarray, errors: float = 0.0) -> bool:
         given = sure >= threshold

@@ -97,23 +97,23 @@ def compare(
                 seconds = workers[who].ask(f"steps {steps}")[place.clock]
                 taken[name].append(seconds)
                 print(f"  round {turn + 1}: {name} {seconds:.3f} s", flush=True)
-            _of_first(first, workers, failed)
+            _require(first, workers, failed)
         with _dropping(first, workers, failed):
             peaks.append(workers[first].ask("matmul")["flops per second"])
-        _of_first(first, workers, failed)
-    rows = {}
+        _require(first, workers, failed)
+    rows, peak = {}, statistics.median(peaks)
     for name in list(workers):
         with _dropping(name, workers, failed):
             rows[name] = {
                 **workers[name].facts,
-                **told(specs[name].batch, taken[name], counted[name], statistics.median(peaks)),
+                **told(specs[name].batch, taken[name], counted[name], peak),
                 "peak memory GiB": round(workers[name].ask("memory")["bytes"] / 2**30, 2),
                 f"{name} / {first}": ratio(taken[name], taken[first]),
             }
     for worker in workers.values():
         worker.close()
     found = {
-        "matmul peak GFLOP/s": round(statistics.median(peaks) / 1e9, 1),
+        "matmul peak GFLOP/s": round(peak / 1e9, 1),
         "control / itself": ratio(taken["control"], taken[first]),
         "contenders": rows,
     }
@@ -130,17 +130,16 @@ def _ready(place: Place, specs: dict[str, Spec], failed: dict[str, str]) -> tupl
             counted[name] = workers[name].ask("flops")["flops"]
             if warm := WARM if place.clock == "wall" else int(specs[name].compiles):  # such first steps take long
                 workers[name].ask(f"steps {warm}")
-        _of_first(first, workers, failed)
+        _require(first, workers, failed)
     return workers, counted
 
 
-def _of_first(first: str, workers: dict[str, Worker], failed: dict[str, str]) -> Worker:
-    """The worker that others are compared with; RuntimeError, and nobody goes on, where it failed."""
+def _require(first: str, workers: dict[str, Worker], failed: dict[str, str]) -> None:
+    """RuntimeError, and nobody goes on, where the one that others are compared with failed."""
     if first in failed:
         for worker in workers.values():
             worker.close()
         raise RuntimeError(failed[first])
-    return workers[first]
 
 
 @contextmanager

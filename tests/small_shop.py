@@ -3,11 +3,14 @@
 import hashlib
 import tomllib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from PIL import Image
 
 from facetclip.config import NewModel
@@ -18,6 +21,23 @@ from facetclip.model import AttributeReader
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
 from facetclip.scratch import new_model
 from facetclip.store import Shard
+
+
+@contextmanager
+def killed_before(module: ModuleType, name: str) -> Iterator[None]:
+    """A kill inside, where `module` would write the file of that name."""
+    written = module.write_whole
+
+    def killed(path: Path, content: bytes) -> None:
+        if path.name == name:
+            raise KeyboardInterrupt
+        written(path, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "write_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
 
 SCHEMA_TOML = """
 [columns]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_shop import SCHEMA
+from small_shop import SCHEMA, killed_before
 
 from facetclip import corrections
 from facetclip.catalog import read_catalog
@@ -137,18 +137,10 @@ def test_catalog_and_log_cannot_be_one_file(tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_what_a_kill_left_in_part_is_ended_by_the_same_command(tmp_path, monkeypatch):
-    source, line, written = shop(tmp_path), "a,sleeve,long,short,accept,short", corrections.write_whole
-
-    def killed(path, content):
-        if path.name == "changes.csv":
-            raise KeyboardInterrupt
-        written(path, content)
-
-    monkeypatch.setattr(corrections, "write_whole", killed)
-    with pytest.raises(KeyboardInterrupt):
+def test_what_a_kill_left_in_part_is_ended_by_the_same_command(tmp_path):
+    source, line = shop(tmp_path), "a,sleeve,long,short,accept,short"
+    with killed_before(corrections, "changes.csv"):
         apply(tmp_path, source, line)
-    monkeypatch.setattr(corrections, "write_whole", written)
     with pytest.raises(UserError, match=r"fixed\.csv is there already"):
         apply(tmp_path, source, "a,sleeve,long,short,other,none")
     assert apply(tmp_path, source, line) == Applied(1, 0, 0)
@@ -173,6 +165,12 @@ def test_a_header_with_commas_and_line_ends_is_read_back(tmp_path):
     assert apply_corrections(path, source, schema, out, tmp_path / "log.csv") == Applied(1, 0, 0)
     assert out.read_bytes().endswith(b"\r\na;P1;a.jpg;shirt;short;red\r\nb;P2;b.jpg;pants;;blue\r\n")
     assert read_catalog(str(out)).column("sleeve") == ["short", ""]
+
+
+def test_blank_rows_above_the_header_stay(tmp_path):
+    source = shop(tmp_path, "\n;;;;;\n" + CATALOG.split("\n")[0].replace(",", ";") + "\na;P1;a.jpg;shirt;long;red;\n")
+    apply(tmp_path, source, "a,sleeve,long,short,accept,short")
+    assert (tmp_path / "fixed.csv").read_bytes() == source.read_bytes().replace(b"long", b"short")
 
 
 @pytest.mark.parametrize(

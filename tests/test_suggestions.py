@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from small_shop import SCHEMA
+from small_shop import SCHEMA, killed_before
 
 from facetclip import suggestions
 from facetclip.errors import UserError
@@ -112,17 +112,9 @@ def test_suggestions_take_no_place_of_others_nor_of_shards(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit", "file", "shards"]
 
 
-def test_a_kill_between_the_two_files_leaves_no_folder_that_reads(tmp_path, monkeypatch):
+def test_a_kill_between_the_two_files_leaves_no_folder_that_reads(tmp_path):
     write_suggestions(FOUND, tmp_path)
-    written = suggestions.write_whole
-
-    def killed(path, content):
-        if path.name == "about.json":
-            raise KeyboardInterrupt
-        written(path, content)
-
-    monkeypatch.setattr(suggestions, "write_whole", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_before(suggestions, "about.json"):
         write_suggestions(FOUND, tmp_path)
     with pytest.raises(UserError, match=r"no about\.json"):
         read_suggestions(tmp_path)

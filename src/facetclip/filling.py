@@ -112,7 +112,7 @@ def fill(
     read = _read(answered, manifest, card, table, {} if spec.overwrite else apply_rules(cells, meaning))
     decided = _decided(meaning, cells, read, card.cutoffs, spec)
     whole = _marked(_filled(table, suffix, meaning, decided), meaning, read, decided)
-    target.write(name, _encoded(whole, suffix, _form(catalog)))
+    target.write(name, _encoded(whole, suffix, catalog))
     with suppress(UserError):  # whoever may not list the folder has written, and that is what counts
         clear(target, re.escape(name))
     return {attribute: decided[attribute].count for attribute in meaning.names}
@@ -280,12 +280,14 @@ def _form(catalog: str) -> Form:
     return form_of(path) if path.suffix.lower() == ".csv" and path.is_file() else Form()
 
 
-def _encoded(table: pa.Table, suffix: str, form: Form) -> bytes:
+def _encoded(table: pa.Table, suffix: str, catalog: str) -> bytes:
     out = io.BytesIO()
     if suffix == ".parquet":
         pq.write_table(table, out)
         return out.getvalue()
-    return separated([table.column_names, *zip(*(_cells(column) for column in table.columns), strict=True)], form)
+    return separated(
+        [table.column_names, *zip(*(_cells(column) for column in table.columns), strict=True)], _form(catalog)
+    )
 
 
 def _cells(column: pa.ChunkedArray) -> list[str]:

@@ -77,11 +77,11 @@ def doubts(
     for name, attribute in schema.attributes.items():
         listed = listed_values(attribute, labels[name])
         if listed.any(axis=0).sum() >= 2:
-            found[name] = doubt(attribute, listed, logits[name], taught(listed, folds))
+            found[name] = doubt(attribute, listed, logits[name], seen_values(listed, folds))
     return found
 
 
-def taught(listed: np.ndarray, folds: np.ndarray) -> np.ndarray:
+def seen_values(listed: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Which values an item's judges have seen, bool [n, values]: those that other `folds` [n] list. `listed` bool
     [n, values]."""
     seen = np.zeros_like(listed)

@@ -110,9 +110,9 @@ class Spool:
     def append(self, points: list[dict[str, Any]]) -> None:
         """Store points; they outlive a kill of this process from now on. OSError where the disk has no room for all of
         them; then none is stored."""
-        content, before = "".join(json.dumps(point) + "\n" for point in points).encode(), self.path.stat().st_size
-        if self._file.write(content) < len(content):
-            os.truncate(self.path, before)  # half a line would spoil the next
+        content = "".join(json.dumps(point) + "\n" for point in points).encode()
+        if (stored := self._file.write(content)) < len(content):
+            os.truncate(self.path, self.path.stat().st_size - stored)  # half a line would spoil the next
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     @property

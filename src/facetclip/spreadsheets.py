@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # how these begin; as in review.js
 
@@ -34,7 +35,7 @@ class _Lines:
 
 @dataclass(frozen=True)
 class Form:
-    """How a file of separated cells is written: what `separates` them, its encoding (`utf-8-sig` and `utf-16` begin
+    """How a file of separated cells is written: the `separator` of cells, its encoding (`utf-8-sig` and `utf-16` begin
     with a mark) and what ends a line."""
 
     separator: str = ","
@@ -49,13 +50,16 @@ def separated(rows: Iterable[Iterable[object]], form: Form = Form()) -> bytes:
     >>> separated([["a\\rb", "c, d"]])
     b'"a\\rb","c, d"\\n'
     """
-    out, every = _Lines(form.line_end), iter(rows)
-    header = list(next(every, []))
-    # A bare comma in the header would be taken for what separates.
-    told = csv.QUOTE_ALL if form.separator != "," and any("," in str(name) for name in header) else csv.QUOTE_MINIMAL
-    if header:
-        csv.writer(out, delimiter=form.separator, lineterminator="\r\n", quoting=told).writerow(header)
-    csv.writer(out, delimiter=form.separator, lineterminator="\r\n").writerows(every)
+    out, rest = _Lines(form.line_end), iter(rows)
+    writer = partial(csv.writer, out, delimiter=form.separator, lineterminator="\r\n")
+    for row in rest:  # blank ones up to the header, and that
+        cells = [str(cell) for cell in row]
+        # A bare comma in a header would be taken for what separates.
+        bare = form.separator != "," and any("," in cell for cell in cells)
+        writer(quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerow(cells)
+        if any(cell.strip() for cell in cells):
+            break
+    writer().writerows(rest)
     return "".join(out.lines).encode(form.encoding)
 
 
