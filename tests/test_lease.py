@@ -76,6 +76,26 @@ def test_a_file_that_is_cleared_up_while_it_is_taken_is_made_anew(tmp_path: Path
     mine.release()
 
 
+def test_a_folder_that_goes_between_two_looks_at_it_is_made_anew(tmp_path: Path, monkeypatch) -> None:
+    looks, really = [True], Path.mkdir
+
+    def mkdir(folder: Path, *args, **kwargs) -> None:
+        if looks:
+            looks.pop()
+            raise FileExistsError(folder)  # as pathlib does where it was there at first, and then was not
+        really(folder, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    Lease(tmp_path / "parts" / "it.json", "does").release()
+    assert not looks
+
+
+def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "parts").write_text("mine")
+    with pytest.raises(FileExistsError):
+        Lease(tmp_path / "parts" / "it.json", "does")
+
+
 def test_taking_and_clearing_up_at_once_ends_in_no_error(tmp_path: Path) -> None:
     """A folder that comes and goes: every holder holds the file that is there."""
     folder, stop = tmp_path / "parts", threading.Event()

@@ -150,8 +150,10 @@ def test_keys_decide_undo_and_survive_a_reload(tmp_path, index, browser):
 
 @pytest.mark.xdist_group("browser")
 def test_a_first_photo_that_cannot_be_shown_moves_no_other(tmp_path, index, browser, monkeypatch):
-    drawn = review._picture
-    monkeypatch.setattr(review, "_picture", lambda index, row, size: drawn(index, row, size) if row else "")
+    drawn = review.thumbnails
+    monkeypatch.setattr(
+        review, "thumbnails", lambda index, rows, size: drawn(index, [row for row in rows if row], size)
+    )
     opened(browser, made(tmp_path, index))
     kept = browser.execute_script("return document.getElementById('pictures').textContent.split('\\n')")
     assert kept[0] == "" != kept[1]

@@ -12,8 +12,9 @@ from facetclip.errors import UserError
 from facetclip.files import require_writable
 from facetclip.findings import Answered, Questions, readings, tallies
 from facetclip.index import ShardIndex, open_index
-from facetclip.mistakes import thumbnails, worst_mistakes
+from facetclip.mistakes import worst_mistakes
 from facetclip.model import AttributeReader, load_model
+from facetclip.pictures import thumbnails
 from facetclip.policy import Examined
 from facetclip.registry import pinned, resolve_model
 from facetclip.report import EvalReport
@@ -21,6 +22,7 @@ from facetclip.report_page import write_report
 from facetclip.scores import Scores, reader_digest, reader_for, score_rows
 from facetclip.slicing import columns_of, slices
 
+THUMBNAIL = 176  # pixels of the longer edge, of a mistake
 EVERYTHING = "all"  # of the shards that a model was never trained on
 NOTHING = "none"  # as `zero_shot`: compare with nothing
 
@@ -72,7 +74,7 @@ def evaluate(
         mistakes=worst_mistakes(index, scores),
         note=note,
     )
-    photos = thumbnails(index, (each.row for mistakes in report.mistakes.values() for each in mistakes))
+    photos = thumbnails(index, (each.row for found in report.mistakes.values() for each in found), THUMBNAIL)
     write_report(report, out, photos)
     return report
 

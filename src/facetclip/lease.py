@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from contextlib import suppress
@@ -100,7 +101,12 @@ def holder(path: Path) -> Holder | None:
 def _made(path: Path) -> IO[bytes]:
     """The file at `path`, made where it is not there; somebody may be clearing up its folder."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # also where the folder went between mkdir's two looks at it
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(path.parent.lstat().st_mode):
+                    raise
         with suppress(FileNotFoundError):
             # Not to be appended to: `pwrite` would then do so wherever it is told to write.
             return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)

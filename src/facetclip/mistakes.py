@@ -1,24 +1,16 @@
-"""The answers that were surest and wrong, attribute by attribute, and their photos as thumbnails."""
-
-import base64
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+"""The answers that were surest and wrong, attribute by attribute."""
 
 import numpy as np
 
 from facetclip.abstention import answers
-from facetclip.images import BadImage
 from facetclip.index import ShardIndex
 from facetclip.labels import labels_of, listed_text
 from facetclip.metrics import listed_values
-from facetclip.pictures import thumbnail
 from facetclip.report import Mistake
 from facetclip.schema import Attribute
 from facetclip.scores import Scores
 
 MOST = 12  # of an attribute
-THUMBNAIL = 176  # pixels of the longer edge
-THREADS = 4
 
 
 def worst_mistakes(index: ShardIndex, scores: Scores, most: int = MOST) -> dict[str, tuple[Mistake, ...]]:
@@ -65,17 +57,3 @@ def _how_probable(attribute: Attribute, listed: np.ndarray, read: np.ndarray) ->
     if not attribute.multi_valued:
         return (read * listed).max(axis=1)
     return np.where(listed, read, 1 - read).min(axis=1)
-
-
-def thumbnails(index: ShardIndex, rows: Iterable[int]) -> dict[int, str]:
-    """Row -> its photo as a small JPEG in base64; rows whose photo cannot be decoded are left out."""
-
-    def small(row: int) -> str:
-        try:
-            return base64.b64encode(thumbnail(index.read(row), THUMBNAIL)).decode()
-        except BadImage:
-            return ""
-
-    wanted = list(dict.fromkeys(rows))
-    with ThreadPoolExecutor(THREADS) as pool:
-        return {row: photo for row, photo in zip(wanted, pool.map(small, wanted), strict=True) if photo}

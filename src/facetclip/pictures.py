@@ -1,8 +1,10 @@
 """Small pictures for a person: thumbnails, and contact sheets with many of them in rows under a name."""
 
+import base64
 import io
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,10 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from facetclip.files import write_whole
 from facetclip.images import BadImage, read_rgb
+from facetclip.index import ShardIndex
 
 TILE, GAP, BAND, LABEL = 104, 6, 24, 14  # pixels: a photo, between two, a row's name, an item's
 INK, MUTED, GROUND, SHADE = "#1c2733", "#5c6875", "#ffffff", "#f1f3f6"
 QUALITY = 80  # of a thumbnail's JPEG
+THREADS = 4
 LONGEST = 15  # characters of an item's name that fit under its photo
 
 
@@ -22,6 +26,20 @@ def thumbnail(data: bytes, longest: int) -> bytes:
     out = io.BytesIO()
     _small(data, longest).save(out, "JPEG", quality=QUALITY)
     return out.getvalue()
+
+
+def thumbnails(index: ShardIndex, rows: Iterable[int], longest: int) -> dict[int, str]:
+    """Row -> its photo as `thumbnail` makes it, in base64; rows whose photo cannot be decoded are left out."""
+
+    def drawn(row: int) -> str:
+        try:
+            return base64.b64encode(thumbnail(index.read(row), longest)).decode()
+        except BadImage:
+            return ""
+
+    wanted = list(dict.fromkeys(rows))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {row: photo for row, photo in zip(wanted, pool.map(drawn, wanted), strict=True) if photo}
 
 
 def _small(data: bytes, longest: int) -> Image.Image:

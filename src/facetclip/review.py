@@ -7,24 +7,21 @@ the catalog reaches the page as data that the script sets as text, never as mark
 import base64
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from facetclip.errors import UserError
 from facetclip.files import write_whole
-from facetclip.images import BadImage
 from facetclip.index import ShardIndex, open_index
 from facetclip.page import render
-from facetclip.pictures import thumbnail
+from facetclip.pictures import thumbnails
 from facetclip.suggestions import Suggestion, Suggestions, read_suggestions
 
 THUMBNAIL = 224  # pixels of the longer edge, of at most SHARP items
 SMALL_THUMBNAIL = 160
 SHARP = 1500
 PAGE = b'data-identity="'  # stands where a page begins
-THREADS = 4
 
 
 def write_review(folder: Path, out: Path, *, shards: Path | str | None = None, most: int | None = None) -> int:
@@ -44,8 +41,8 @@ def write_review(folder: Path, out: Path, *, shards: Path | str | None = None, m
     items = list(dict.fromkeys(cell.item_id for cell in cells))
     rows = _rows_of(index, items)
     size = THUMBNAIL if len(items) <= SHARP else SMALL_THUMBNAIL
-    with ThreadPoolExecutor(THREADS) as pool:
-        pictures = list(pool.map(lambda item: _picture(index, rows[item], size), items))
+    photos = thumbnails(index, rows.values(), size)
+    pictures = [photos.get(rows[item], "") for item in items]
     place = {item: number for number, item in enumerate(items)}
     content = _content(found, index, rows) | {"cells": [[place[cell.item_id], *_told(cell)] for cell in cells]}
     write_whole(out, _page(found.title, content, pictures).encode("utf-8"))
@@ -65,14 +62,6 @@ def _rows_of(index: ShardIndex, items: list[str]) -> dict[str, int]:
     if strange := next((item for item in items if item not in place), None):
         raise UserError(f"{index.store}: has no item {strange!r}, which a suggestion is about")
     return {item: place[item] for item in items}
-
-
-def _picture(index: ShardIndex, row: int, size: int) -> str:
-    """A thumbnail in base64; empty where the photo cannot be decoded."""
-    try:
-        return base64.b64encode(thumbnail(index.read(row), size)).decode()
-    except BadImage:
-        return ""
 
 
 def _told(cell: Suggestion) -> tuple[Any, ...]:
