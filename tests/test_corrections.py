@@ -81,9 +81,29 @@ def test_a_cell_that_says_something_else_by_now_is_left_alone_and_told(tmp_path)
     assert "left alone: was judged as 'short'" in (tmp_path / "changes.csv").read_text()
 
 
-def test_a_cell_that_the_schema_does_not_explain_counts_as_silent_as_in_the_shards(tmp_path):
-    assert apply(tmp_path, shop(tmp_path), "c,colour,,blue,accept,blue").changed == 1
-    assert "Violet,blue,changed" in (tmp_path / "changes.csv").read_text()
+def test_what_was_written_into_a_gap_since_it_was_judged_is_left_alone(tmp_path):
+    """A word that the schema does not explain, one that says "cannot apply", and a row that is pants by now."""
+    facts = SCHEMA.model_dump()
+    facts["attributes"]["sleeve"]["not_applicable"] = ["does not apply"]
+    text = CATALOG.replace("LONG", "does not apply").replace("b.jpg,shirt", "b.jpg,pants")
+    told = answers(tmp_path, "a,sleeve,,long,accept,long", "b,sleeve,,long,accept,long", "c,colour,,blue,accept,blue")
+    out, log = tmp_path / "fixed.csv", tmp_path / "changes.csv"
+    done = apply_corrections(told, shop(tmp_path, text), Schema.model_validate(facts), out, log)
+    assert done == Applied(changed=0, confirmed=0, stale=3)
+    assert out.read_text() == text
+    assert [line[-2:] for line in csv.reader(log.read_text().splitlines())][1:] == [
+        ["long", "left alone: was judged as ''"],
+        ["long", "left alone: cannot apply, by the schema's rules"],
+        ["blue", "left alone: was judged as ''"],
+    ]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_whether_a_cell_applies_is_asked_of_the_catalog_as_it_will_be(tmp_path, turned):
+    lines = ["b,sleeve,,long,accept,long", "b,category,pants,shirt,accept,shirt"]
+    source = shop(tmp_path, CATALOG.replace("b.jpg,shirt", "b.jpg,pants"))
+    assert apply(tmp_path, source, *lines[:: -1 if turned else 1]) == Applied(2, 0, 0)
+    assert "b.jpg,shirt,long" in (tmp_path / "fixed.csv").read_text()
 
 
 def test_an_answer_may_stand_there_twice_but_not_contradict_itself(tmp_path):
@@ -275,6 +295,27 @@ def test_lists_are_corrected_as_lists_and_those_that_stay_keep_their_type(tmp_pa
     assert [row["colour"] for row in fixed] == [["red", "blue"], [], ["green"]]
     assert [row["sizes"] for row in fixed] == lists["sizes"]
     assert fixed[2]["sleeve"] == "short"
+
+
+def test_numbers_and_truths_of_json_lines_stay_what_they_are(tmp_path):
+    attributes = {
+        "lid": {"column": "lid", "values": ["true", "false"]},
+        "handles": {"column": "handles", "values": ["1", "2"]},
+        "size": {"column": "size", "values": ["1", "XL"]},
+    }
+    schema = Schema.model_validate({"columns": SCHEMA.columns.model_dump(), "attributes": attributes})
+    plain = {"product": "P", "image": "a.jpg"}
+    rows = [
+        {"id": "a", **plain, "lid": True, "handles": 2, "size": "XL"},
+        {"id": "b", **plain, "lid": None, "handles": 1, "size": "1"},
+    ]
+    source, out = shop(tmp_path, "\n".join(map(json.dumps, rows)), "s.jsonl"), tmp_path / "fixed.jsonl"
+    lines = ("a,lid,true,false,accept,false", "a,handles,2,1,accept,1", "a,size,XL,1,accept,1")
+    apply_corrections(answers(tmp_path, *lines, "b,handles,1,,other,"), source, schema, out, tmp_path / "log.csv")
+    assert [json.loads(line) for line in out.read_text().split("\n")] == [
+        rows[0] | {"lid": False, "handles": 1, "size": "1"},
+        rows[1] | {"handles": None},
+    ]
 
 
 def test_semicolons_stay_semicolons(tmp_path):

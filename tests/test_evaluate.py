@@ -23,7 +23,7 @@ from facetclip.policy import Policy, decide
 from facetclip.registry import file_evaluation, register
 from facetclip.report import EvalReport
 from facetclip.schema import NOT_APPLICABLE, UNLABELLED, Schema
-from facetclip.scores import Scores, reader_digest, score_rows
+from facetclip.scores import Scores, reader_digest, reader_for, score_rows
 from facetclip.slicing import columns_of, slices
 from facetclip.spool import RunRecord
 from facetclip.tracking import connector
@@ -203,6 +203,32 @@ def test_a_model_from_before_an_attribute_was_added_is_examined_on_its_own(tmp_p
     assert set(challenger.tallies) == set(SCHEMA.names)
     assert set(decide(challenger, champion, Policy(least=1)).differences) == {"category", "sleeve"}
     assert "does not read colour" in decide(champion, challenger, Policy(least=1)).reason
+
+
+def test_a_model_from_before_a_value_was_added_is_examined_by_the_names_of_its_values(tmp_path, index):
+    facts = SCHEMA.model_dump()
+    facts["attributes"]["sleeve"]["values"] = ["short", "bell", "long"]  # `none` is new, `bell` is no more
+    older = make_reader(schema=Schema.model_validate(facts))
+    save_model(older, tmp_path / "older", card=replace(older.card, start="starter"))
+    examined = examiner(index.folder, "test")(str(tmp_path / "older"))
+    rows = index.rows("test")
+    labels, read = index.labels["sleeve"][rows], score_rows(older, index, rows).probabilities["sleeve"]
+    right = np.where(read[:, 2] >= read[:, 0], 0, 1) == labels
+    assert numbers_of(examined.tallies["sleeve"])["accuracy"] == pytest.approx(right[labels >= 0].mean())
+    assert set(decide(examiner(index.folder, "test")(save(tmp_path)), examined, Policy(least=1)).differences) == set(
+        SCHEMA.names
+    )
+    with pytest.raises(UserError, match="reads sleeve as one of short, bell, long, the data lists one of long, short"):
+        reader_for(str(tmp_path / "older"), SCHEMA)
+    facts["attributes"]["sleeve"]["separator"] = "|"
+    several = make_reader(schema=Schema.model_validate(facts))
+    save_model(several, tmp_path / "several", card=replace(several.card, start="starter"))
+    with pytest.raises(UserError, match="reads sleeve as several of short, bell, long, the data lists one of"):
+        examiner(index.folder, "test")(str(tmp_path / "several"))
+
+
+def save(folder: Path) -> str:
+    return str(save_model(make_reader(3), folder / "newer", card=replace(make_reader(3).card, start="starter")))
 
 
 def test_the_models_own_cut_offs_are_tried_as_gaps_are_filled(index):

@@ -160,3 +160,19 @@ def test_a_word_for_nothing_is_a_gap_where_the_rule_is_looked_for_too(tmp_path: 
     lines = [f"S{place},P{place},{place}.jpg,{kind},{sleeve}" for place, (kind, sleeve) in enumerate(rows)]
     schema = infer(tmp_path, "\n".join(["item_id,product_id,image,category,sleeve", *lines]) + "\n")
     assert schema.attributes["sleeve"].applies_where == {"category": ("shirt",)}
+
+
+def test_the_index_that_pandas_writes_below_an_empty_name_is_passed_over(tmp_path: Path) -> None:
+    lines = [f"{number},{number}.jpg,{('red', 'blue')[number % 2]}" for number in range(40)]
+    schema = infer(tmp_path, "\n".join([",image,colour", *lines]) + "\n")
+    assert (schema.columns.item, schema.columns.product, schema.columns.image) == ("image", "image", "image")
+    assert schema.names == ("colour",)
+
+
+def test_attributes_that_are_filled_in_the_same_rows_do_not_lean_on_each_other_in_a_circle(tmp_path: Path) -> None:
+    kinds = [("full", "100 mm", 20), ("full", "120 mm", 10), ("", "180 mm", 20), ("rigid", "", 20)]
+    cells = [(frame, travel) for frame, travel, count in kinds for _ in range(count)]
+    rows = [f"{number},{number}.jpg,{frame},{travel}" for number, (frame, travel) in enumerate(cells)]
+    schema = infer(tmp_path, "\n".join(["item_id,image,frame,travel", *rows]) + "\n")
+    assert schema.attributes["frame"].applies_where == {"travel": ("100 mm", "120 mm")}
+    assert schema.attributes["travel"].applies_where == {}

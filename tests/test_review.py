@@ -189,6 +189,33 @@ def test_a_click_through_with_filters_and_sets_exports_what_apply_reads(tmp_path
 
 
 @pytest.mark.xdist_group("browser")
+def test_who_comes_back_to_a_cell_of_several_values_finds_what_was_decided(tmp_path, index, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    def marked() -> list[str]:
+        return [each.text[1:].strip() for each in browser.find_elements(By.CSS_SELECTOR, ".value[aria-pressed=true]")]
+
+    opened(browser, made(tmp_path, index))
+    Select(browser.find_element(By.ID, "by-attribute")).select_by_value("colour")
+    assert marked() == ["red", "blue"]
+    press(browser, "1")  # red off
+    press(browser, Keys.ENTER)
+    press(browser, Keys.ARROW_LEFT)
+    assert shown(browser, "verdict") == "set to blue"
+    assert marked() == ["blue"]
+    press(browser, "2")  # green, too
+    press(browser, Keys.ENTER)
+    assert browser.execute_script("return facetclipReview.corrections()").endswith("other,green|blue\n")
+    for _ in range(9):
+        press(browser, Keys.ARROW_RIGHT)
+    press(browser, "1")
+    press(browser, "y")  # the last one: there is no next to go to
+    assert marked() == ["red", "blue"]
+
+
+@pytest.mark.xdist_group("browser")
 def test_titles_with_markup_are_text_and_nothing_asks_the_network(tmp_path, index, browser):
     audit(tmp_path / "audit", index, title=HOSTILE)
     write_review(tmp_path / "audit", tmp_path / "page.html")

@@ -1,7 +1,8 @@
 """`facetclip apply`: what a person decided on the review page goes into the catalog, with a log of every change.
 
 The catalog's own file is never touched: a corrected copy is written beside a log. Everything that is not corrected
-stays as it is, cell for cell. A cell that says something else by now than when it was judged is left alone.
+stays as it is, cell for cell. A cell that says something else by now than when it was judged is left alone, and so is
+one whose attribute cannot apply by now.
 """
 
 import csv
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, form_of, read_catalog, text_of
@@ -20,8 +22,9 @@ from facetclip.cells import JOINT, with_cells
 from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
-from facetclip.labels import encode_labels, listed_text
-from facetclip.schema import Attribute, Schema
+from facetclip.labels import encode_cells, listed_text
+from facetclip.rules import apply_rules, barred
+from facetclip.schema import UNLABELLED, Attribute, Schema
 from facetclip.spreadsheets import csv_of, separated
 from facetclip.suggestions import Correction, read_corrections
 
@@ -30,7 +33,8 @@ Changes = dict[tuple[int, str], str]  # (place of the record, column) -> what th
 
 @dataclass(frozen=True)
 class Applied:
-    """How many cells were changed, were confirmed as they are, and are left alone since they say something else now."""
+    """How many cells were changed, were confirmed as they are, and are left alone, since they say something else now or
+    cannot apply."""
 
     changed: int
     confirmed: int
@@ -78,31 +82,52 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
 
 
 def _decided(path: Path, catalog: Catalog, schema: Schema) -> tuple[Changes, list[_Entry], int]:
-    """What is to be changed, the change log, and how many cells are confirmed as they are."""
+    """What is to be changed, the change log, and how many cells are confirmed as they are.
+
+    Attributes that others lean on come first: whether these apply is asked of the catalog as it will be.
+    """
     place_of = {item: place for place, item in enumerate(catalog.column(schema.columns.item))}
-    labels = encode_labels(catalog, schema)
+    answers = [(_checked(each, f"{path.name}, row {row}", place_of, schema), each, row) for each, row in _once(path)]
+    answers.sort(key=lambda answered: schema.parents_first.index(answered[1].attribute))
     columns = {attribute.column: catalog.column(attribute.column) for attribute in schema.attributes.values()}
+    labels = encode_cells(catalog, schema)
     changes: Changes = {}
-    entries: list[_Entry] = []
+    entries: list[tuple[int, _Entry]] = []
     confirmed = 0
-    for answer, number in _once(path):
-        attribute = _checked(answer, f"{path.name}, row {number}", place_of, schema)
+    for attribute, answer, number in answers:
         if answer.value == answer.listed:
             confirmed += answer.verdict != "unclear"
             continue
         place = place_of[answer.item_id]
-        before = columns[attribute.column][place] or ""
-        label = labels[answer.attribute][place : place + 1]
-        now = listed_text(attribute, label)[0] or ""  # a cell that nothing explains says nothing, as in the shards
+        before, mine = columns[attribute.column][place] or "", labels[answer.attribute]
+        now = _said(attribute, int(mine[place]), before)
         if now == answer.value:
             confirmed += 1
             continue
-        what = "changed" if now == answer.listed else f"left alone: was judged as {answer.listed!r}"
+        label = attribute.encode(answer.value)
+        what = "changed"
+        if now != answer.listed:
+            what = f"left alone: was judged as {answer.listed!r}"
+        elif answer.value and label != attribute.not_applicable_label and _barred(schema, answer, labels, place):
+            what = "left alone: cannot apply, by the schema's rules"
+        else:
+            changes[place, attribute.column], mine[place] = answer.value, label
         row = catalog.row_number(place)
-        entries.append(_Entry(row, answer.item_id, attribute.column, before, answer.value, what))
-        if what == "changed":
-            changes[place, attribute.column] = answer.value
-    return changes, entries, confirmed
+        entries.append((number, _Entry(row, answer.item_id, attribute.column, before, answer.value, what)))
+    return changes, [entry for _, entry in sorted(entries, key=lambda told: told[0])], confirmed
+
+
+def _said(attribute: Attribute, label: int, cell: str) -> str:
+    """What a cell says, as the schema spells it; its own words where the schema has none, "" where it is a gap."""
+    if label == UNLABELLED:
+        return ""
+    return listed_text(attribute, np.array([label]))[0] or cell
+
+
+def _barred(schema: Schema, answer: Correction, labels: Mapping[str, np.ndarray], place: int) -> bool:
+    """Whether what is answered cannot apply, as the rest of its row is."""
+    row = {name: column[place : place + 1] for name, column in labels.items()}
+    return bool(barred(schema, answer.attribute, apply_rules(row, schema))[0])
 
 
 def _once(path: Path) -> Iterator[tuple[Correction, int]]:
@@ -159,35 +184,39 @@ def _separated(source: Path, catalog: Catalog, changes: Changes) -> bytes:
 
 
 def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:
-    """Lines that nothing changes in stay byte for byte; where a column has lists, what is written there is one, too."""
+    """Lines that nothing changes in stay byte for byte; what is written is of the kind that its column holds."""
     lines = text_of(source).split("\n")
-    records = [json.loads(line) for line in lines if line.strip()] if changes else []
-    listed: dict[str, bool] = {}  # column that has lists -> whether texts are in them
-    for record in records:
-        for name, value in record.items():
-            if isinstance(value, list):
-                texts = any(isinstance(each, str) for each in value)
-                listed[name.strip()] = texts or listed.get(name.strip(), False)
+    holds = _kinds([json.loads(line) for line in lines if line.strip()] if changes else [])
     for (place, column), value in changes.items():
         number = catalog.row_number(place) - 1
         record = json.loads(lines[number])
         written = next((name for name in record if name.strip() == column), column)
-        told = _list_of(value, texts=listed[column]) if value and column in listed else value or None
+        told = _typed(value, holds[column]) if value else None
         lines[number] = json.dumps(record | {written: told}, ensure_ascii=False)
     return "\n".join(lines).encode("utf-8")
 
 
-def _list_of(text: str, *, texts: bool) -> list[Any]:
-    """The parts of a cell, as numbers and the like where the lists beside it hold such.
+def _kinds(records: list[dict[str, Any]]) -> dict[str, set[type]]:
+    """Column -> the types of its values, those inside lists beside `list` itself."""
+    holds: dict[str, set[type]] = {}
+    for record in records:
+        for name, value in record.items():
+            parts = value if isinstance(value, list) else []
+            holds.setdefault(name.strip(), set()).update(type(each) for each in (value, *parts) if each is not None)
+    return holds
 
-    >>> _list_of("1|3", texts=False), _list_of("1|3", texts=True)
-    ([1, 3], ['1', '3'])
+
+def _typed(text: str, holds: set[type]) -> Any:
+    """What a cell shall say, as a list where its column has lists, as numbers or truths where it has no texts.
+
+    >>> _typed("1|3", {list, int}), _typed("1|3", {list, str}), _typed("false", {bool}), _typed("1", {str})
+    ([1, 3], ['1', '3'], False, '1')
     """
-    parts: list[Any] = text.split(JOINT)
-    if not texts:
+    parts: list[Any] = text.split(JOINT) if list in holds else [text]
+    if str not in holds:
         with suppress(ValueError):
-            return [json.loads(part) for part in parts]
-    return parts
+            parts = [json.loads(part) for part in parts]
+    return parts if list in holds else parts[0]
 
 
 def _parquet(catalog: Catalog, changes: Changes) -> bytes:

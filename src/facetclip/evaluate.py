@@ -96,8 +96,8 @@ def examiner(shards: Path | str, split: str, kept: Path | str | None = None) -> 
 
 def _examined(reader: AttributeReader, index: ShardIndex, split: str) -> Examined:
     rows = _rows_of(index, split)
-    found = tallies(Questions.of(index, rows, reader.schema), score_rows(reader, index, rows))
-    missing = tuple(name for name in reader.schema.names if name not in found)
+    found = tallies(Questions.of(index, rows), score_rows(reader, index, rows))
+    missing = tuple(name for name in index.schema.names if name in reader.schema.names and name not in found)
     return Examined(reader_digest(reader), split, len(rows), index.digest, found, missing)
 
 

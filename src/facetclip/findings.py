@@ -40,10 +40,9 @@ class Questions:
     products: np.ndarray
 
     @classmethod
-    def of(cls, index: ShardIndex, rows: np.ndarray, schema: Schema | None = None) -> "Questions":
-        """Those of some rows; where a `schema` is given, about its attributes alone, which the index has."""
-        schema = schema or index.schema
-        return cls(schema, {name: index.labels[name][rows] for name in schema.names}, index.products[rows])
+    def of(cls, index: ShardIndex, rows: np.ndarray) -> "Questions":
+        """Those of some rows."""
+        return cls(index.schema, {name: each[rows] for name, each in index.labels.items()}, index.products[rows])
 
     def of_slice(self, places: np.ndarray) -> "Questions":
         """Those at some places."""
@@ -52,10 +51,13 @@ class Questions:
 
 
 def tallies(asked: Questions, scores: Scores, *, ranked: bool = False) -> dict[str, Tally]:
-    """Attribute -> what its answers sum up to, of those that are labelled; `ranked`: with what coverage needs."""
+    """Attribute -> what its answers sum up to, of those that are labelled and were asked for; `ranked`: with what
+    coverage needs."""
     excluded, found = ruled_out(scores), {}
     for name, attribute in asked.schema.attributes.items():
-        labels, answered = asked.labels[name], scores.probabilities[name]
+        if name not in scores.probabilities:
+            continue
+        labels, answered = asked.labels[name], scores.of(name, attribute)
         each = tally(attribute, labels, answered, asked.products, excluded=excluded.get(name), ranked=ranked)
         if each is not None:
             found[name] = each

@@ -46,7 +46,7 @@ class _Column:
 
 def infer_schema(catalog: Catalog) -> str:
     """A schema for `catalog` as commented TOML. UserError when no column names the items or shows the images."""
-    names = catalog.table.column_names
+    names = [name for name in catalog.table.column_names if name]  # pandas writes its index below an empty one
     plain = [name for name in names if _is_text(catalog, name) and name not in catalog.unfit]
     text = {name: [(cell or "").strip() for cell in catalog.column(name)] for name in plain}
     roles = _roles(catalog, text)
@@ -59,7 +59,7 @@ def infer_schema(catalog: Catalog) -> str:
     ]
     if not columns:
         raise UserError(f"{catalog.name}: no column looks like an attribute; the columns are: {', '.join(names)}")
-    rules = {column.name: _rule(column, columns, text) for column in columns}
+    rules = _rules(columns, text)
     passed = [name for name in names if name not in used | {column.name for column in columns}]
     return _toml(catalog, roles, columns, rules, passed)
 
@@ -215,11 +215,29 @@ def _inside(short: str, long: str) -> bool:
     return " " not in short and len(short) >= SHORTEST_TYPO - 1 and long.split(" ")[0] == short and long.count(" ") == 1
 
 
+def _rules(columns: list[_Column], text: dict[str, list[str]]) -> dict[str, tuple[str, list[str]] | None]:
+    """Column -> its rule, none of which leads back to where it starts."""
+    rules: dict[str, tuple[str, list[str]] | None] = {}
+    for column in columns:
+        free = [other for other in columns if column.name not in _leans_on(other.name, rules)]
+        rules[column.name] = _rule(column, free, text)
+    return rules
+
+
+def _leans_on(name: str, rules: dict[str, tuple[str, list[str]] | None]) -> set[str]:
+    """The column itself, and all that its rule leads to."""
+    met = {name}
+    while (rule := rules.get(name)) is not None:
+        name = rule[0]
+        met.add(name)
+    return met
+
+
 def _rule(column: _Column, columns: list[_Column], text: dict[str, list[str]]) -> tuple[str, list[str]] | None:
     """(other attribute, its values) outside of which this one is never filled."""
     filled = [spelling(cell) not in column.blank for cell in text[column.name]]
     for other in columns:
-        if other is column or other.separator:
+        if other.separator:
             continue
         allowed = _mostly_filled(_by_value(other, text[other.name], filled), filled.count(False))
         if allowed:

@@ -20,7 +20,7 @@ from facetclip.index import ShardIndex, open_index
 from facetclip.labels import labels_of, listed_text
 from facetclip.launch import make_accelerator
 from facetclip.model import AttributeReader
-from facetclip.schema import NOT_APPLICABLE
+from facetclip.schema import UNLABELLED
 from facetclip.scores import not_applicable, reader_for
 from facetclip.suggestions import Suggestion, Suggestions, claim, write_suggestions
 
@@ -79,7 +79,7 @@ def _silent(index: ShardIndex, read: dict[str, np.ndarray]) -> dict[str, np.ndar
     """Attribute -> bool [n]: the table says nothing, and by its other cells or the photo the attribute applies."""
     predicted = {name: each.argmax(axis=1) for name, each in read.items()}
     excluded = not_applicable(index.schema, index.labels, predicted)
-    return {name: (labels < 0) & (labels != NOT_APPLICABLE) & ~excluded[name] for name, labels in index.labels.items()}
+    return {name: (labels == UNLABELLED) & ~excluded[name] for name, labels in index.labels.items()}
 
 
 def entropy(read: np.ndarray, *, multi_valued: bool) -> np.ndarray:

@@ -99,7 +99,7 @@ class Contest:
                 return f"version {challenger} was rolled back; train another"
         if challenger == champion:
             return f"version {champion} is the champion already"
-        return self._measured("challenger", challenger) or (self._measured("champion", champion) if champion else None)
+        return self._measured(CHALLENGER, challenger) or (self._measured(CHAMPION, champion) if champion else None)
 
     def rolled_back(self, version: str) -> bool:
         """Whether a version was champion once and is not to be again."""
@@ -111,7 +111,10 @@ class Contest:
             try:
                 self.examined[version] = self.examine(model_folder(self.client, self.name, version))
             except UserError as error:
-                return f"the {role}, version {version}, cannot be measured: {error}"
+                way = (
+                    f"; give another the alias {CHAMPION!r} in MLflow to replace it unseen" if role == CHAMPION else ""
+                )
+                return f"the {role}, version {version}, cannot be measured: {error}{way}"
         return changed(self.client, self.name, version, self.examined[version].digest)
 
     def settle(self, decision: Decision) -> None:

@@ -128,7 +128,10 @@
 
   const arrive = () => {
     const cell = current() === null ? null : cells[current()];
-    chosen = new Set(cell && separatorOf(cell) ? cell.suggested.split(separatorOf(cell)) : []);
+    const separator = cell && separatorOf(cell);
+    const verdict = decided[current()];
+    const marked = verdict && verdict.verdict !== "unclear" ? verdict.value : cell && cell.suggested;
+    chosen = new Set(separator && marked ? marked.split(separator) : []);
     show();
   };
 
@@ -146,7 +149,7 @@
     remember();
     // The filtered list stays as it is until a filter is touched: nothing moves under the fingers.
     if (at < shown.length - 1) move(1);
-    else show();
+    else arrive();
   };
 
   const accept = () => current() !== null && decide("accept", cells[current()].suggested);

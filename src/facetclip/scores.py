@@ -19,7 +19,7 @@ from facetclip.images import BadImage
 from facetclip.index import ShardIndex
 from facetclip.model import STARTER, AttributeReader, ModelCard, load_model
 from facetclip.rules import apply_rules
-from facetclip.schema import NOT_APPLICABLE, Schema
+from facetclip.schema import NOT_APPLICABLE, Attribute, Schema
 from facetclip.squares import square_planes
 
 BATCH = 64
@@ -56,6 +56,15 @@ class Scores:
         """Attribute -> int64 [n]: the number of the most probable value."""
         return {name: scores.argmax(axis=1) for name, scores in self.probabilities.items()}
 
+    def of(self, name: str, attribute: Attribute) -> np.ndarray:
+        """float32 [n, values] in the order of `attribute`, as the data has `name` now: 0 for a value that the model does
+        not know, and none for those that it alone knows."""
+        own, read = self.schema.attributes[name].values, self.probabilities[name]
+        if own == attribute.values:
+            return read
+        unknown = np.zeros(len(read), read.dtype)
+        return np.stack([read[:, own.index(each)] if each in own else unknown for each in attribute.values], axis=1)
+
     def at(self, places: np.ndarray) -> "Scores":
         """Those of the items at some places."""
         probabilities = {name: scores[places] for name, scores in self.probabilities.items()}
@@ -67,30 +76,41 @@ def reader_for(source: str, schema: Schema, *, some: bool = False) -> AttributeR
     """The model in `source`, reading the attributes of `schema`.
 
     A fine-tuned model reads by its own prompts; its attributes and values must be those of `schema`, in their order, or
-    with `some` be among them, or it is a UserError. A model that was never fine-tuned (a plain CLIP, the starter) reads
+    with `some` share some with it (see `Scores.of`), or it is a UserError. A model that was never fine-tuned (a plain CLIP, the starter) reads
     `schema` zero-shot.
     """
     card = ModelCard.from_folder(STARTER if source == "starter" else Path(source))
-    difference = _difference(card.schema, schema, some=some) if card.schema else "no schema"
+    differs = _nothing_shared if some else _difference
+    difference = differs(card.schema, schema) if card.schema else "no schema"
     if not difference:
         return load_model(source)
     if card.schema is None or card.start is None:
         return load_model(source, schema)
-    raise UserError(
-        f"model {source!r} reads {difference}; use data of the model's schema, or train a model on this data"
-    )
+    advice = "; use data of the model's schema, or train a model on this data"
+    raise UserError(f"model {source!r} reads {difference}{'' if some else advice}")
 
 
-def _difference(model: Schema, data: Schema, *, some: bool) -> str | None:
-    """How what a model reads differs from what the data lists, or with `some` from a part of that; None when it does
-    not."""
-    if model.names != data.names and not (some and set(model.names) <= set(data.names)):
+def _difference(model: Schema, data: Schema) -> str | None:
+    """How what a model reads differs from what the data lists; None when it does not."""
+    if model.names != data.names:
         return f"the attributes {', '.join(model.names)}, the data lists {', '.join(data.names)}"
-    data_means = data.meanings
-    for name, (values, several) in model.meanings.items():
-        if (values, several) != data_means[name]:
-            return f"{name} as {_listed(values, several)}, the data lists {_listed(*data_means[name])}"
-    return None
+    return next((told for name in model.names if (told := _other_values(name, model, data))), None)
+
+
+def _nothing_shared(model: Schema, data: Schema) -> str | None:
+    """Why a model cannot be asked for what the data lists, not even in part; None when it can."""
+    shared = [name for name in model.names if name in data.names]
+    for name in shared:
+        (own, several), (listed, any_number) = model.meanings[name], data.meanings[name]
+        if several != any_number or not set(own) & set(listed):
+            return _other_values(name, model, data)
+    return None if shared else _difference(model, data)
+
+
+def _other_values(name: str, model: Schema, data: Schema) -> str | None:
+    if model.meanings[name] == data.meanings[name]:
+        return None
+    return f"{name} as {_listed(*model.meanings[name])}, the data lists {_listed(*data.meanings[name])}"
 
 
 def _listed(values: tuple[str, ...], several: bool) -> str:
