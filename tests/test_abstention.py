@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 
 from facetclip.abstention import (
     TARGETS,
+    Agreement,
     Cutoff,
+    agreement,
     answers,
-    chance_of,
     cutoff,
     cutoffs,
     fused,
@@ -19,11 +20,12 @@ from facetclip.abstention import (
     without_noise,
     word_noise,
 )
-from facetclip.calibration import Calibration, probabilities
+from facetclip.calibration import Calibration, fit_calibration, probabilities
 from facetclip.metrics import listed_values
 from facetclip.schema import Attribute
 
 SHAPE = Attribute(column="shape", values=("round", "square", "oval"))
+CLEAN = Agreement(right=1.0, wrong=0.0)
 COLOUR = Attribute(column="colour", values=("red", "green", "blue"), separator="|")
 
 
@@ -35,7 +37,7 @@ def test_as_many_answers_are_given_as_keep_the_precision(noise: float, target: f
     right = random.random(4000) < sure  # perfectly calibrated
     agrees = np.where(random.random(4000) < noise, random.random(4000) < 1 / 3, right)
     fresh = random.uniform(1 / 3, 1, 100_000)
-    cut = cutoff(cutoffs(sure, agrees, Calibration(noise=noise), 1 / 3), target, fresh)
+    cut = cutoff(cutoffs(sure, agrees, agreement(SHAPE, noise)), target, fresh)
     if cut is None:  # hardly any are so sure, and a noisy table cannot vouch for a few
         assert target > (0.9 if noise else 0.97)
         return
@@ -48,14 +50,14 @@ def test_as_many_answers_are_given_as_keep_the_precision(noise: float, target: f
 def test_where_nothing_is_sure_enough_nothing_is_answered() -> None:
     random = np.random.default_rng(0)
     sure = random.random(500)
-    assert cutoffs(sure, random.random(500) < 0.4, Calibration(), 1 / 3) == ()
+    assert cutoffs(sure, random.random(500) < 0.4, CLEAN) == ()
     assert cutoff((), 0.8, random.random(500)) is None
-    assert cutoffs(np.zeros(0), np.zeros(0, dtype=bool), Calibration(), 0.5) == ()
+    assert cutoffs(np.zeros(0), np.zeros(0, dtype=bool), CLEAN) == ()
 
 
 def test_few_rows_promise_nothing_and_more_no_more_than_they_expect() -> None:
-    assert cutoffs(np.linspace(0.6, 0.9, 8), np.ones(8, dtype=bool), Calibration(), 0.5) == ()
-    few, many = (cutoffs(np.linspace(0.6, 0.9, n), np.ones(n, dtype=bool), Calibration(), 0.5) for n in (30, 3000))
+    assert cutoffs(np.linspace(0.6, 0.9, 8), np.ones(8, dtype=bool), CLEAN) == ()
+    few, many = (cutoffs(np.linspace(0.6, 0.9, n), np.ones(n, dtype=bool), CLEAN) for n in (30, 3000))
     assert few == ()  # all were right, and the twenty surest expect five of six to be, but they are few
     assert [each.precision for each in many] == [0.8, 0.85]
     given = (np.linspace(0.6, 0.9, 3000) >= many[0].threshold).sum()
@@ -84,7 +86,7 @@ def test_the_answers_given_expect_the_precision_and_the_margin_of_themselves(
 def test_gaps_that_are_harder_than_what_was_tried_ask_for_more() -> None:
     random = np.random.default_rng(0)
     tried = np.where(random.random(4000) < 0.5, random.uniform(0.98, 1, 4000), random.uniform(1 / 3, 1, 4000))
-    fitted = cutoffs(tried, random.random(4000) < tried, Calibration(), 1 / 3)  # half were told by other rows
+    fitted = cutoffs(tried, random.random(4000) < tried, CLEAN)  # half were told by other rows
     hard = random.uniform(1 / 3, 1, 100_000)  # none is
     right = random.random(100_000) < hard
     lax, cut = cutoff(fitted, 0.95, tried), cutoff(fitted, 0.95, hard)
@@ -113,7 +115,7 @@ def test_what_a_cell_lists_itself_has_no_say_in_its_answer() -> None:
 def test_certainty_that_the_table_contradicts_is_not_believed() -> None:
     random = np.random.default_rng(0)
     sure = random.uniform(0.95, 1, 200)
-    assert cutoffs(sure, random.random(200) < 0.5, Calibration(), 0.5) == ()
+    assert cutoffs(sure, random.random(200) < 0.5, CLEAN) == ()
 
 
 @given(noise=st.floats(0, 0.5), multi=st.booleans(), seed=st.integers(0, 99))
@@ -185,17 +187,35 @@ def test_the_least_sure_value_of_several_decides() -> None:
     assert (shown.tolist(), sure.tolist()) == ([[True, True, False]], [0.6])
     shown, sure = answers(SHAPE, np.array([[0.1, 0.7, 0.2]]))
     assert (shown.tolist(), sure.tolist()) == ([[False, True, False]], [0.7])
-    assert chance_of(SHAPE) == pytest.approx(1 / 3)
-    assert chance_of(COLOUR) == 0.125
 
 
 def test_what_a_noisy_table_disagrees_in_is_no_fault_of_the_answers() -> None:
-    assert float(true_precision(0.95, Calibration(noise=0.1), 0.5)) == pytest.approx(1.0)
-    assert float(true_precision(0.5, Calibration(noise=0.0), 0.5)) == 0.5
+    for attribute, noise, expected in ((SHAPE, 0.3, (0.8, 0.1)), (COLOUR, 0.2, (0.9**3, 0.9**2 * 0.1))):
+        table = agreement(attribute, noise)
+        assert (table.right, table.wrong) == pytest.approx(expected)
+    assert float(true_precision(0.95, Agreement(right=0.95, wrong=0.05))) == pytest.approx(1.0)
+    assert float(true_precision(0.5, CLEAN)) == 0.5
+
+
+@pytest.mark.parametrize(("values", "noise"), [(4, 0.04), (12, 0.04), (12, 0.02)])
+def test_slips_in_sets_of_many_values_are_no_fault_of_the_answers_either(values: int, noise: float) -> None:
+    random = np.random.default_rng(0)
+    tags = Attribute(column="tags", values=tuple(f"tag {number}" for number in range(values)), separator="|")
+    true = random.random((4000, values)) < 0.3
+    cells = np.where(random.random(true.shape) < noise, random.random(true.shape) < 0.5, true)
+    known = cells.any(axis=1)
+    logits = np.where(true, 8.0, -8.0) + random.normal(size=true.shape)  # always right
+    calibration = fit_calibration(logits[known], cells[known], multi_valued=True)
+    read = probabilities(logits, calibration, multi_valued=True)
+    shown, sure, _ = shipped_answers(tags, read, calibration, None)
+    table = agreement(tags, calibration.noise)
+    agrees = (shown == cells).all(axis=1)[known]
+    assert float(true_precision(agrees.mean(), table)) == pytest.approx(1.0, abs=0.01)
+    assert [each.precision for each in cutoffs(sure[known], agrees, table)] == [*TARGETS]
 
 
 def test_answers_that_are_equally_sure_are_given_together_or_not_at_all() -> None:
     right = np.arange(200) < 100
-    assert cutoffs(np.ones(200), right, Calibration(), 0.0) == ()
+    assert cutoffs(np.ones(200), right, CLEAN) == ()
     sure = np.where(np.arange(200) < 60, 0.99, 0.9)
-    assert {each.threshold for each in cutoffs(sure, right, Calibration(), 0.0)} == {0.99}
+    assert {each.threshold for each in cutoffs(sure, right, CLEAN)} == {0.99}

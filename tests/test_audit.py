@@ -11,11 +11,11 @@ from small_shop import SCHEMA, make_labels, make_reader, make_shards
 from facetclip.audit import AuditSpec, audit
 from facetclip.cli import main
 from facetclip.errors import UserError
-from facetclip.images import encode_jpeg
+from facetclip.images import encode_jpeg, read_pixels
 from facetclip.index import ShardIndex, open_index
 from facetclip.model import save_model
 from facetclip.photo_flags import BLURRED, FLAT, PhotoFlag, clarity, flag_photos, write_flags
-from facetclip.squares import square_planes
+from facetclip.squares import to_longest
 from facetclip.suggestions import read_suggestions
 
 
@@ -105,13 +105,14 @@ def drawn() -> Image.Image:
 
 def test_blank_and_blurred_photos_are_told_from_good_ones():
     def looks(image: Image.Image) -> tuple[float, float]:
-        return clarity(square_planes(encode_jpeg(image), 128, "pad"))
+        return clarity(to_longest(read_pixels(encode_jpeg(image), at_least=128), 128))
 
     spread, edge = looks(drawn())
     assert spread > FLAT
     assert edge > BLURRED
     assert looks(Image.new("RGB", (200, 200), (200, 10, 10)))[0] < FLAT
-    assert looks(Image.new("RGB", (200, 260), "white"))[0] < FLAT
+    for size in ((200, 260), (400, 300), (30, 300)):
+        assert max(looks(Image.new("RGB", size, colour))[0] for colour in ("white", "grey", "black")) < FLAT
     spread, edge = looks(drawn().filter(ImageFilter.GaussianBlur(12)))
     assert spread > FLAT
     assert edge < BLURRED
@@ -133,6 +134,18 @@ def test_photos_shared_by_products_and_odd_ones_are_flagged(tmp_path):
     flags = list(flag_photos(changed, features))
     assert [flag.item_id for flag in flags if flag.flag == "shared"] == ["item 0", "item 149"]
     assert [flag.item_id for flag in flags if flag.flag == "odd_one_out"] == ["item 4"]
+
+
+def test_products_of_one_picture_in_many_sizes_do_not_make_views_odd(tmp_path):
+    index = make_shards(tmp_path, items=240)
+    products = np.arange(240) // 3
+    object.__setattr__(index, "products", products)
+    random = np.random.default_rng(0)
+    features = np.eye(80)[products]
+    features[180:] += random.normal(size=(60, 80)) * 0.01  # only the last twenty products have real views
+    features[200] = -features[200]
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    assert [flag.item_id for flag in flag_photos(index, features) if flag.flag == "odd_one_out"] == ["item 200"]
 
 
 def test_flags_are_written_so_that_a_spreadsheet_runs_nothing(tmp_path):

@@ -13,7 +13,7 @@ from facetclip.catalog import read_catalog
 from facetclip.cli import main
 from facetclip.errors import UserError
 from facetclip.evaluate import Beside, Cut, evaluate, evaluate_reader, examiner
-from facetclip.findings import Answered, Questions, promises
+from facetclip.findings import Answered, Questions, promises, readings
 from facetclip.index import ShardIndex
 from facetclip.intervals import numbers_of
 from facetclip.metrics import listed_values, measure_attribute, read_values
@@ -181,6 +181,23 @@ def test_all_attributes_are_right_where_each_that_is_labelled_is(index):
         labelled += bool(verdicts)
         right += bool(verdicts) and all(verdicts)
     assert report.model.exact_match.value == pytest.approx(right / labelled)
+
+
+def test_a_model_with_a_rule_fewer_is_compared_in_what_both_can_find(index):
+    facts = SCHEMA.model_dump()
+    facts["attributes"]["colour"]["applies_where"] = {"category": ["shirt"]}
+    labels = make_labels(len(index))
+    colour = np.where(labels["category"] == 1, NOT_APPLICABLE, labels["colour"])
+    asked = Questions(SCHEMA, {**labels, "colour": colour}, np.asarray(index.products))
+    more = make_reader(schema=Schema.model_validate(facts))
+    answered = []
+    for reader in (more, make_reader()):
+        scores = replace(score_rows(make_reader(), index, np.arange(len(index))), schema=reader.schema)
+        answered.append(Answered("model", "digest", reader.card, scores))
+    (ours, theirs), (over,) = readings(asked, answered)
+    assert "not_applicable_f1" in ours.estimates["colour"].keys() - theirs.estimates["colour"].keys()
+    assert over.attributes["sleeve"]["not_applicable_f1"].value == 0.0
+    assert (over.mean["not_applicable_f1"].low, over.mean["not_applicable_f1"].high) == (0.0, 0.0)
 
 
 def test_promotion_tallies_what_the_report_says(index, start):
@@ -367,12 +384,12 @@ def test_an_evaluation_is_filed_in_the_run_of_its_model(tmp_path, store, index, 
     for number, source in enumerate((model, "models:/shop@challenger")):
         assert main(["evaluate", source, "--shards", str(index.folder), "--out", str(out)]) == 0
         assert f"MLflow: run {run}, evaluation/test" in capsys.readouterr().out
-        assert len(client.get_metric_history(run, "test/mean/macro_f1")) == number + 1
+        assert len(client.get_metric_history(run, "evaluation/test/mean/macro_f1")) == number + 1
     report = EvalReport.from_json((out / "report.json").read_text())
     assert report.model.source == "models:/shop/1"
     metrics = client.get_run(run).data.metrics
     for name, value in report.numbers().items():
-        assert metrics[f"test/{name}"] == pytest.approx(value)
+        assert metrics[f"evaluation/test/{name}"] == pytest.approx(value)
     filed = {item.path for item in client.list_artifacts(run, "evaluation/test")}
     assert filed == {f"evaluation/test/{name}" for name in ("index.html", "report.json", "summary.png")}
 

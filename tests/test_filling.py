@@ -336,6 +336,16 @@ def test_what_cannot_be_filled_is_said_and_nothing_is_written(shop, monkeypatch)
     assert not out.exists()
 
 
+def test_a_column_that_was_renamed_since_the_extraction_is_read_by_its_new_name(shop, monkeypatch):
+    scores, schema, catalog = extracted(shop, monkeypatch), shop / "renamed.toml", shop / "renamed.csv"
+    text = (shop / "shop.csv").read_text()
+    assert text.startswith("id,product,")
+    catalog.write_text(text.replace("id,product,", "id,style,", 1))
+    schema.write_text((shop / "schema.toml").read_text().replace('product = "product"', 'product = "style"'))
+    before = fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "before.csv", FillSpec())
+    assert fill(scores, str(catalog), schema, shop / "after.csv", FillSpec()) == before
+
+
 def test_scores_on_the_web_need_not_be_written_to(shop, monkeypatch):
     extracted(shop, monkeypatch)
     catalog, schema = str(shop / "shop.csv"), shop / "schema.toml"

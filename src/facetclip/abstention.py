@@ -34,6 +34,15 @@ class Cutoff:
     margin: float = 0.0
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How often a cell of a table, some of which are wrong, says what an answer says that is `right`, and that is
+    `wrong`."""
+
+    right: float
+    wrong: float
+
+
 def cutoff(cutoffs: Sequence[Cutoff], precision: float, sure: np.ndarray) -> float | None:
     """How sure an answer must be for `precision` of those given to be right; `sure` [n]: how sure those to choose from
     are.
@@ -148,7 +157,8 @@ def word_noise(attribute: Attribute, labels: np.ndarray, products: np.ndarray) -
     whole = np.bincount(listed, weights=count)
     pairs, same = (whole * (whole - 1)).sum(), (count * (count - 1)).sum()
     differing = (pairs - same + 1) / (pairs + 2)  # as if one pair of two had differed before
-    return float(1 - np.sqrt(max(0.0, 1 - differing / (1 - chance_of(attribute)))))
+    questions, choices = _questions(attribute)
+    return float(1 - np.sqrt(max(0.0, 1 - differing / (1 - float(choices) ** -questions))))
 
 
 def of_siblings(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
@@ -186,15 +196,14 @@ def with_word(read: np.ndarray, listed: np.ndarray, noise: float, *, multi_value
     return np.where(spoken, yes / np.where(whole > 0, whole, 1.0), read)
 
 
-def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chance: float) -> tuple[Cutoff, ...]:
+def cutoffs(sure: np.ndarray, agrees: np.ndarray, table: Agreement) -> tuple[Cutoff, ...]:
     """For each target of TARGETS that can be kept, where to cut.
 
-    `sure` [n] and `right` bool [n]: how probable each answer is, and whether the table agrees;
-    `chance`: the share of cells that say anything at random and agree all the same.
+    `sure` [n] and `agrees` bool [n]: how probable each answer is, and whether the `table` says the same.
     """
     order = np.argsort(-sure, kind="stable")
     given = np.arange(1, len(order) + 1)
-    seen = true_precision(np.cumsum(right[order]) / given, calibration, chance)
+    seen = true_precision(np.cumsum(agrees[order]) / given, table)
     expected, found = np.cumsum(sure[order]) / given, []
     for target in TARGETS:
         margin = np.sqrt(target * (1 - target) / given)
@@ -205,15 +214,25 @@ def cutoffs(sure: np.ndarray, right: np.ndarray, calibration: Calibration, chanc
     return tuple(found)
 
 
-def true_precision(agreement: np.ndarray | float, calibration: Calibration, chance: float) -> np.ndarray:
-    """What share of answers is right where a share `agreement` of the table's cells, some of them wrong, agrees.
+def true_precision(agreeing: np.ndarray | float, table: Agreement) -> np.ndarray:
+    """What share of answers is right where the table agrees with a share `agreeing` of them.
 
-    >>> float(true_precision(0.9, Calibration(noise=0.1), 0.0))
+    >>> float(true_precision(0.9, Agreement(right=0.9, wrong=0.0)))
     1.0
     """
-    return np.clip((np.asarray(agreement) - calibration.noise * chance) / (1 - calibration.noise), 0.0, 1.0)
+    return np.clip((np.asarray(agreeing) - table.wrong) / (table.right - table.wrong), 0.0, 1.0)
 
 
-def chance_of(attribute: Attribute) -> float:
-    """How often a cell that says anything at random agrees with an answer."""
-    return 0.5 ** len(attribute.values) if attribute.multi_valued else 1 / len(attribute.values)
+def agreement(attribute: Attribute, noise: float) -> Agreement:
+    """That of a table a share `noise` of whose cells, or where multi-valued of whose values, say anything at random.
+
+    A set of values is wrong in one of them at least; were it in more, a cell would agree even less.
+    """
+    questions, choices = _questions(attribute)
+    others = (1 - noise + noise / choices) ** (questions - 1)
+    return Agreement(right=others * (1 - noise + noise / choices), wrong=others * noise / choices)
+
+
+def _questions(attribute: Attribute) -> tuple[int, int]:
+    """How many independent questions a cell answers, and out of how many choices each."""
+    return (len(attribute.values), 2) if attribute.multi_valued else (1, len(attribute.values))

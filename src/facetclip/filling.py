@@ -109,7 +109,8 @@ def fill(
         )
     _check(answered, card, meaning, table)
     cells = encode_cells(table, meaning)
-    read = _read(answered, manifest, card, table, {} if spec.overwrite else apply_rules(cells, meaning))
+    labels = {} if spec.overwrite else apply_rules(cells, meaning)
+    read = _read(answered, manifest["parts"], card, meaning, table, labels)
     decided = _decided(meaning, cells, read, card.cutoffs, spec)
     whole = _marked(_filled(table, suffix, meaning, decided), meaning, read, decided)
     target.write(name, _encoded(whole, suffix, catalog))
@@ -147,14 +148,18 @@ def _check(scores: Output, card: ModelCard, schema: Schema, table: Catalog) -> N
 
 
 def _read(
-    scores: Output, manifest: dict[str, Any], card: ModelCard, table: Catalog, labels: dict[str, np.ndarray]
+    scores: Output,
+    parts: Sequence[dict[str, Any]],
+    card: ModelCard,
+    schema: Schema,
+    table: Catalog,
+    labels: dict[str, np.ndarray],
 ) -> dict[str, _Read]:
     """Every attribute as it is read, by photos and, where `labels` are given, by what a product's other rows list.
 
     An item without scores (its photo was bad) is read with no certainty.
     """
-    schema = Schema.model_validate(manifest["schema"])
-    whole = pa.concat_tables([_part(scores, part) for part in manifest["parts"]])
+    whole = pa.concat_tables([_part(scores, part) for part in parts])
     place = {item: row for row, item in enumerate(table.column(schema.columns.item))}
     if strange := next((item for item in whole.column("item_id").to_pylist() if item not in place), None):
         raise UserError(f"{table.name}: has no item {strange!r}, which {scores} reads; give the catalog it was made of")

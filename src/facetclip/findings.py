@@ -124,11 +124,16 @@ def _estimates(numbers: Draws) -> Estimates:
 
 
 def _more(ours: Mapping[str, Draws], theirs: Mapping[str, Draws], matched: np.ndarray) -> Comparison:
-    """What `ours` has more."""
+    """What `ours` has more, of the numbers that both have; in the mean, too."""
+    ours, theirs = _common(ours, theirs), _common(theirs, ours)
     pairs = [(ours[name], theirs[name]) for name in ours]
     means = mean_draws(ours), mean_draws(theirs)
-    each = [{key: estimate(one[key] - other[key]) for key in one if key in other} for one, other in (*pairs, means)]
+    each = [{key: estimate(drawn - other[key]) for key, drawn in one.items()} for one, other in (*pairs, means)]
     return Comparison(dict(zip(ours, each, strict=False)), each[-1], estimate(matched))
+
+
+def _common(draws: Mapping[str, Draws], others: Mapping[str, Draws]) -> dict[str, Draws]:
+    return {name: {key: drawn for key, drawn in own.items() if key in others[name]} for name, own in draws.items()}
 
 
 def promises(asked: Questions, answered: Answered) -> dict[str, tuple[Promise, ...]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facetclip.abstention import Cutoff, chance_of, cutoffs, of_product, shipped_answers
+from facetclip.abstention import Cutoff, agreement, cutoffs, of_product, shipped_answers
 from facetclip.batches import Inputs
 from facetclip.calibration import probabilities
 from facetclip.collectives import processes
@@ -108,5 +108,5 @@ def cutoffs_of(
         listed = listed_values(attribute, labels)
         known = listed.any(axis=1)
         right = (shown == listed).all(axis=1)
-        found[name] = cutoffs(sure[known], right[known], calibration, chance_of(attribute))
+        found[name] = cutoffs(sure[known], right[known], agreement(attribute, calibration.noise))
     return found

@@ -17,15 +17,17 @@ tags: [clip, product-attributes, facetclip]
 # A reader of product attributes
 
 A CLIP that reads the attributes below off product photos. `transformers` loads its towers as any other; `facetclip
-extract` and the registered MLflow model read attributes with it, by the prompts, calibration and cut-offs in
-`facetclip.json`.
+extract` and the registered MLflow model read attributes with it, by the prompts and the calibration in
+`facetclip.json`, and tell every probability; `facetclip fill` answers, by the cut-offs in it.
 
 | attribute | values | wrong cells in its table | sure enough for 95% | answered by |
 | --- | --- | --- | --- | --- |
 {rows}
 
-Wrong cells: the share of the validation split's cells that say anything at random, by the calibration. Sure enough: how
-probable an answer must be for 95% of such answers to be right, by the same split.
+Wrong cells: the share of the validation split's cells that say anything at random, by the calibration; the model's
+probabilities allow for them, since they say what the table lists. Sure enough: how probable `facetclip fill` must find
+what the photo shows, without that allowance and, where answered by product, by all its photos together, for 95% of such
+answers to be right, by the same split. It is not to be held against the probabilities themselves.
 
 ## Where it came from
 

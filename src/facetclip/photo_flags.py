@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from facetclip.files import write_whole
-from facetclip.images import BadImage
+from facetclip.images import BadImage, read_pixels
 from facetclip.index import ShardIndex
 from facetclip.near_duplicates import find_duplicates
 from facetclip.spreadsheets import csv_of
-from facetclip.squares import square_planes
+from facetclip.squares import to_longest
 
 SIDE = 128  # pixels at which photos are looked at
 FLAT = 4.0  # standard deviation of brightness, of 255, below which nothing is to be seen
 BLURRED = 12.0  # strongest hundredth of the brightness steps from pixel to pixel, below which there is no edge
 ODD = 6.0  # robust standard deviations below the usual likeness of a product's photos
+LEAST_SPREAD = 0.02  # of likenesses, where most products repeat one picture
 FEWEST_LIKENESSES = 30  # that say what is usual
 THREADS = 4
 PORTION = 1024
@@ -59,14 +60,14 @@ def _faint(index: ShardIndex) -> Iterator[PhotoFlag]:
 
 def _looks(index: ShardIndex, row: int) -> tuple[float, float]:
     try:
-        return clarity(square_planes(index.read(row), SIDE, "pad"))
+        return clarity(to_longest(read_pixels(index.read(row), at_least=SIDE), SIDE))
     except BadImage:
         return 0.0, 0.0
 
 
-def clarity(planes: np.ndarray) -> tuple[float, float]:
-    """How much the brightness of uint8 [3, side, side] varies, and how steep its sharpest edges are, of 255."""
-    grey = planes.mean(axis=0)
+def clarity(pixels: np.ndarray) -> tuple[float, float]:
+    """How much the brightness of uint8 [height, width, 3] varies, and how steep its sharpest edges are, of 255."""
+    grey = pixels.mean(axis=2)
     steps = np.concatenate([np.abs(np.diff(grey, axis=axis)).ravel() for axis in (0, 1)])
     return float(grey.std()), float(np.quantile(steps, 0.99))
 
@@ -98,7 +99,7 @@ def _odd(index: ShardIndex, features: np.ndarray) -> Iterator[PhotoFlag]:
         return
     values = np.array(likeness)
     usual = np.median(values)
-    spread = 1.4826 * np.median(np.abs(values - usual)) + 1e-6
+    spread = max(LEAST_SPREAD, 1.4826 * float(np.median(np.abs(values - usual))))
     for place in np.flatnonzero(values < usual - ODD * spread).tolist():
         yield _flag(
             index,

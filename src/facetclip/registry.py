@@ -142,8 +142,9 @@ def version_of(source: str) -> tuple[str, str]:
 def file_evaluation(source: str, split: str, numbers: Mapping[str, float], report: Path) -> str | None:
     """Log an evaluation of the model `source` to the MLflow run that trained it; returns that run.
 
-    The numbers become the metrics SPLIT/..., the files of the folder `report` artifacts under evaluation/SPLIT. None
-    where no run is known, and with a line of warning where MLflow cannot be used.
+    The numbers become the metrics evaluation/SPLIT/... (validation/... are the training's own), the files of the
+    folder `report` artifacts under evaluation/SPLIT. None where no run is known, and with a line of warning where
+    MLflow cannot be used.
     """
     try:
         run_id = _run_of(source)
@@ -152,7 +153,7 @@ def file_evaluation(source: str, split: str, numbers: Mapping[str, float], repor
         client, now = connect_registry(), int(time.time() * 1000)
         from mlflow.entities import Metric
 
-        points = [Metric(metric_name(f"{split}/{name}"), number, now, 0) for name, number in numbers.items()]
+        points = [Metric(metric_name(f"evaluation/{split}/{name}"), number, now, 0) for name, number in numbers.items()]
         with told(f"run {run_id} of {tracking_uri()}"):
             for first in range(0, len(points), MOST_POINTS):
                 client.log_batch(run_id, metrics=points[first : first + MOST_POINTS])

@@ -57,8 +57,8 @@ class Scores:
         return {name: scores.argmax(axis=1) for name, scores in self.probabilities.items()}
 
     def of(self, name: str, attribute: Attribute) -> np.ndarray:
-        """float32 [n, values] in the order of `attribute`, as the data has `name` now: 0 for a value that the model does
-        not know, and none for those that it alone knows."""
+        """float32 [n, values] in the order of `attribute`, which is what the data has under `name`: 0 for a value that
+        the model does not know, and none for those that it alone knows."""
         own, read = self.schema.attributes[name].values, self.probabilities[name]
         if own == attribute.values:
             return read
@@ -76,8 +76,8 @@ def reader_for(source: str, schema: Schema, *, some: bool = False) -> AttributeR
     """The model in `source`, reading the attributes of `schema`.
 
     A fine-tuned model reads by its own prompts; its attributes and values must be those of `schema`, in their order, or
-    with `some` share some with it (see `Scores.of`), or it is a UserError. A model that was never fine-tuned (a plain CLIP, the starter) reads
-    `schema` zero-shot.
+    with `some` share some with it (see `Scores.of`), or it is a UserError. A model that was never fine-tuned (a plain
+    CLIP, the starter) reads `schema` zero-shot.
     """
     card = ModelCard.from_folder(STARTER if source == "starter" else Path(source))
     differs = _nothing_shared if some else _difference

@@ -33,11 +33,18 @@ def to_square(pixels: np.ndarray, size: int, fit: Fit) -> np.ndarray:
         rows, columns = (side, size) if width <= height else (size, side)
         top, left = (rows - size) // 2, (columns - size) // 2
         return _resized(pixels, rows, columns)[top : top + size, left : left + size].transpose(2, 0, 1)
-    rows, columns = (max(1, round(edge * size / long)) for edge in (height, width))
+    photo = to_longest(pixels, size)
+    rows, columns = photo.shape[:2]
     square = np.full((size, size, 3), 255, dtype=np.uint8)
     top, left = (size - rows) // 2, (size - columns) // 2
-    square[top : top + rows, left : left + columns] = _resized(pixels, rows, columns)
+    square[top : top + rows, left : left + columns] = photo
     return square.transpose(2, 0, 1)
+
+
+def to_longest(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [height, width, 3] with its longer edge of `size` pixels."""
+    height, width = pixels.shape[:2]
+    return _resized(pixels, *(max(1, round(edge * size / max(height, width))) for edge in (height, width)))
 
 
 def cropped_square(pixels: np.ndarray, size: int, fit: Fit, crop: Sequence[float]) -> np.ndarray:
