@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 Engine = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 Precision = Literal["fp32", "bf16"]
-Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcast"]
+Kind = Literal["all_reduce", "all_gather", "reduce_scatter"]
 
 ENGINES: tuple[Engine, ...] = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 WORLDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -30,15 +30,14 @@ GIB = 1 << 30
 @dataclass(frozen=True)
 class Model:
     """What the formulas need of one: elements of each parameter in order, of each sharded unit, of those units that
-    are of the text tower, of what computes in bf16 under autocast (linear and convolution layers), the bytes of its
-    buffers of each dtype, and the width of the features that are gathered."""
+    are of the text tower, of what computes in bf16 under autocast (linear and convolution layers), and the width of the
+    features that are gathered."""
 
     name: str
     sizes: tuple[int, ...]
     units: tuple[int, ...]
     text_units: tuple[int, ...]
     lower: int
-    buffers: tuple[int, ...]
     features: int
 
     @property
@@ -73,7 +72,7 @@ def step(
         again = width * 2 * sum(model.text_units)
         found.append(Collective("all_gather", 2 * len(model.text_units), again, "weights of the text tower again"))
     if contrastive_batch:
-        each = contrastive_batch * model.features * (2 if (engine, precision) == ("fsdp2", "bf16") else FP32)
+        each = contrastive_batch * model.features * FP32
         found += [
             Collective("all_gather", 2, 2 * each, "features of photos and captions"),
             Collective("all_reduce", 2, 2 * each, "their gradients"),
@@ -85,10 +84,7 @@ def _gradients(model: Model, engine: Engine, precision: Precision) -> list[Colle
     whole = FP32 * model.parameters
     mixed = whole if precision == "fp32" else whole - 2 * model.lower  # bf16 where autocast computes in it
     if engine == "ddp":
-        return [
-            Collective("all_reduce", buckets(model.sizes), whole, "gradients"),
-            Collective("broadcast", len(model.buffers), sum(model.buffers), "buffers, which never change"),
-        ]
+        return [Collective("all_reduce", buckets(model.sizes), whole, "gradients")]
     if engine == "fsdp2":
         width, units = (2 if precision == "bf16" else FP32), sum(model.units)
         # The root stays whole until its backward pass; the others are gathered for it once more.
@@ -229,9 +225,6 @@ def clip_model(name: str, clip: Any) -> Model:
         kinds |= {id(weight): module for weight in module.parameters(recurse=False)}
     weights = list(clip.parameters())
     units = {name: module for name, module in clip.named_modules() if type(module).__name__.endswith("EncoderLayer")}
-    kept: Counter[Any] = Counter()
-    for buffer in clip.buffers():
-        kept[buffer.dtype] += buffer.numel() * buffer.element_size()
     elements = {name: sum(weight.numel() for weight in unit.parameters()) for name, unit in units.items()}
     return Model(
         name=name,
@@ -239,7 +232,6 @@ def clip_model(name: str, clip: Any) -> Model:
         units=tuple(elements.values()),
         text_units=tuple(size for name, size in elements.items() if "text_model." in name),
         lower=sum(weight.numel() for weight in weights if isinstance(kinds[id(weight)], nn.Linear | nn.Conv2d)),
-        buffers=tuple(kept.values()),
         features=getattr(clip, "clip", clip).config.projection_dim,
     )
 

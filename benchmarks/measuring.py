@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-QUANTILES = 10  # the spread is from the first to the last tenth
-
 
 def cpu_seconds(work: Callable[[], object]) -> float:
     """The processor time, over all threads of this process, that `work` takes; a busy machine hardly changes it."""

@@ -23,7 +23,7 @@ from facetclip.errors import UserError
 from facetclip.index import open_index
 from facetclip.interruption import REQUEUE, Interrupted
 from facetclip.launch import PRECISIONS, make_accelerator
-from facetclip.model import load_model
+from facetclip.model import AttributeReader, load_model
 from facetclip.runs import fit
 from facetclip.trainer import Trainer
 from facetclip.validation import logits_of
@@ -266,6 +266,7 @@ def test_an_update_left_out_leaves_no_trace_in_zero(shop: Path, engine: str) -> 
         ("zero2", {}, {"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "gradient_clipping is 0.5 by the launcher and 1.0"),
         ("zero2", {}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps is 4.0 by the"),
         ("zero2", {}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16 needs a GPU"),
+        ("zero2", {}, {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer to 'cpu' is not"),
         ("zero2", {"optimizer": {"name": "muon"}}, {}, "needs whole matrices"),
         ("zero2", {"tuning": {"mode": "probe"}}, {}, "trains too little to shard"),
         ("zero3", {"train": {"average": 0.9}}, {}, "train.average needs whole weights"),
@@ -298,6 +299,55 @@ def test_a_launcher_that_contradicts_the_run_file_is_refused_before_training(
     assert "UserError" in ended.errors[0]
 
 
+def test_parts_that_the_launcher_counts_too_are_not_divided_twice(shop: Path) -> None:
+    found = []
+    for name, environment in (("parts", {}), ("counted parts", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})):
+        run = run_of(shop, name, train={"steps": 6, "micro_batch": 2})
+        launch(run, "alone", **environment)
+        found.append(losses(run))
+    assert found[0] == found[1]
+
+
+def test_one_process_alone_may_find_no_room_and_all_take_smaller_parts(shop: Path, tmp_path: Path) -> None:
+    """The first step's own forward pass fails on one of two; the other must not wait for it."""
+    whole, parted = (
+        run_of(shop, "roomy", train={"steps": 4}),
+        run_of(shop, "narrow", train={"steps": 4, "micro_batch": "auto"}),
+    )
+    launch(whole, "ddp")
+
+    def work() -> int:
+        if os.environ["RANK"] == "1":
+            embed = AttributeReader.embed_images
+
+            def small(reader: AttributeReader, pixels: torch.Tensor) -> torch.Tensor:
+                if len(pixels) > 1 and reader.training:
+                    raise torch.OutOfMemoryError("no room")
+                return embed(reader, pixels)
+
+            AttributeReader.embed_images = small  # type: ignore[method-assign]  # of this process
+        return work_of(parted)()
+
+    ended = launch_fleet(tmp_path / "fleet", 2, work)
+    assert ended.codes == [0, 0], ended.errors
+    assert losses(parted) == pytest.approx(losses(whole), rel=NEAR)
+
+
+def test_logits_leave_fsdp2_as_they_were_computed_in_mixed_precision_too(shop: Path, tmp_path: Path) -> None:
+    def work() -> int:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+        trainer = Trainer(run_of(shop, "fsdp2 bf16"), make_accelerator())
+        with trainer.accelerator.autocast():
+            logits = logits_of(trainer.reader, trainer.inputs, trainer.index.rows("validation")[:8])
+        portion = trainer.feed.portion(trainer.inputs, next(trainer.feed.planned(0, 1)))
+        outputs = trainer.model(portion.batch.inputs)
+        exact = outputs.logits[0].dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
+        return 0 if exact else 1
+
+    ended = launch_fleet(tmp_path / "fleet", 2, work, engine="fsdp2")
+    assert ended.codes == [0, 0], ended.errors
+
+
 def test_fp16_under_zero_is_refused_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(UserError, match="ZeRO trains in bf16 or fp32"):
@@ -319,6 +369,10 @@ def test_a_deepspeed_file_may_tune_the_engine_but_not_the_science(shop: Path, tm
     for given, message in [
         (tuned, ""),
         (tuned | {"train_batch_size": 7}, "train_batch_size is 7 by the launcher"),
+        (
+            tuned | {"zero_optimization": {"stage": 2, "offload_param": {"device": "nvme"}}},
+            "offload_param to 'nvme' is not supported",
+        ),
         (tuned | {"gradient_clipping": 0.5}, "gradient_clipping is 0.5 by the launcher and 1.0 by the run file"),
         (tuned | {"bf16": {"enabled": True}}, "precision is bf16 by the DeepSpeed file and no by the launcher"),
     ]:

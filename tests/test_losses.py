@@ -107,6 +107,15 @@ def test_different_captions_give_the_symmetric_loss_of_clip() -> None:
     assert torch.allclose(ours, by_hand, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_mixed_precision_leaves_the_contrast_alone(form: Form) -> None:
+    both = pairing(torch.randn(6, 8), torch.randn(6, 8), list(range(6)), slice(0, 6))
+    scale, bias = torch.tensor([100.0]), torch.tensor([-10.0])
+    plain = contrastive_loss(both, scale, bias, form)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(contrastive_loss(both, scale, bias, form), plain)
+
+
 def test_the_sigmoid_form_judges_every_pair_by_itself() -> None:
     photos, captions, scale, bias = torch.randn(4, 8), torch.randn(4, 8), torch.tensor([5.0]), torch.tensor([-2.0])
     both = pairing(photos, captions, [0, 1, 2, 3], slice(0, 4))

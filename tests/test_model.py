@@ -92,6 +92,15 @@ def test_the_tokenizer_knows_every_byte_and_survives_its_files(reader: Attribute
         assert reader.tokenizer.eos_token_id not in ids[1:-1]
 
 
+@torch.no_grad()
+def test_captions_padded_to_a_few_lengths_read_the_same(reader: AttributeReader) -> None:
+    most = reader.clip.config.text_config.max_position_embeddings
+    for texts in (["red"], ["a red shirt", "blue"], ["word " * 200]):
+        plain, padded = reader.tokenise(texts), reader.tokenise(texts, 16)
+        assert padded.shape[1] == min(most, -(-plain.shape[1] // 16) * 16)
+        assert torch.allclose(reader.embed_texts(padded), reader.embed_texts(plain), atol=1e-6)
+
+
 def test_a_half_precision_folder_loads_in_full_precision(reader: AttributeReader, tmp_path: Path) -> None:
     half = save_model(reader, tmp_path / "half", half=True)
     assert (half / "model.safetensors").stat().st_size < 1.5e6

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,22 @@ def test_losses_agree_on_four_processes(shop: Path) -> None:
     alone, _ = train(make_run(shop))
     together = launch(shop, 4)
     assert [together[step] for step in alone] == pytest.approx(list(alone.values()), rel=1e-5)
+
+
+def test_an_epoch_is_planned_while_the_one_before_is_trained_on(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed, planned = trainer_of(make_run(shop), Losses()).feed, []
+    plan_of = feed._plan_of
+
+    def noted(epoch: int) -> np.ndarray:
+        planned.append((epoch, threading.current_thread() is threading.main_thread()))
+        return plan_of(epoch)
+
+    monkeypatch.setattr(feed, "_plan_of", noted)
+    steps = feed.steps_per_epoch
+    first, last = steps + 1, 4 * steps  # from within the second epoch to the end of the fourth
+    rows = [rows for step, rows in feed.planned(first, last)]
+    assert planned == [(1, True), (2, False), (3, False)]
+    assert np.array_equal(rows, [feed.rows[plan_of(step // steps)[step % steps]] for step in range(first, last)])
 
 
 def test_ranks_share_each_global_batch_without_overlap(shop: Path) -> None:

@@ -50,6 +50,9 @@ class OpenClip:
         from open_clip.loss import ClipLoss
 
         torch.manual_seed(0)
+        if spec.device == "cuda":  # as its `main` does
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
         model = open_clip_model(shape).to(spec.device)
         if spec.locked:
             model.lock_text_tower(unlocked_layers=0, freeze_layer_norm=True)

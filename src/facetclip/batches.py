@@ -8,7 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -129,6 +129,20 @@ def ahead(prepare: Callable[[Portion], Ready], portions: Iterable[Portion], dept
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def in_background(work: Callable[[], Ready]) -> Callable[[], Ready]:
+    """Begin `work` in a thread, which ends with the process; returns what waits for its result."""
+    found: Future[Ready] = Future()
+
+    def do() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=do, daemon=True, name="background").start()
+    return found.result
 
 
 def uniforms(seed: int, places: np.ndarray, count: int) -> np.ndarray:

@@ -18,9 +18,14 @@ class Engine:
 
     def __init__(self, accelerator: Accelerator, reader: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator, self.reader = accelerator, reader
+        accelerator.gradient_accumulation_steps = 1  # parts are ours, and their loss is a share of the whole already
         self.model: Any
         self.optimizer: Any
         self.model, self.optimizer = accelerator.prepare(reader, optimizer)
+        if isinstance(self.model, DistributedDataParallel):
+            # Buffers never change. Sent before each forward pass they would also be met by a process alone, where
+            # another had no memory left for it.
+            self.model.broadcast_buffers = False
         self.trained = {name: weight for name, weight in reader.named_parameters() if weight.requires_grad}
         self._parameters = list(self.model.parameters())  # a walk over a CLIP's modules takes as long as a probe's step
 

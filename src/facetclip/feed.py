@@ -6,6 +6,7 @@ Every process computes the plan, so every process knows the labels and captions 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from facetclip.answering import answer_columns
 from facetclip.augmentation import DRAWS, crops
-from facetclip.batches import Batch, Inputs, uniforms
+from facetclip.batches import Batch, Inputs, in_background, uniforms
 from facetclip.captions import captions_of
 from facetclip.config import RunConfig
 from facetclip.errors import UserError
@@ -28,6 +29,7 @@ from facetclip.schema import Attribute
 from facetclip.store import CachedShards
 
 MOST_DRAWS = 50_000  # that a loss is told from
+LENGTHS = 16  # tokens: layers are compiled anew for every length, and torch gives up at the ninth
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Feed:
         self._spec = SamplingSpec(
             run.train.batch, sampling.strategy, sampling.over, sampling.max_repeats, sampling.window
         )
+        self._plan: tuple[int, np.ndarray] = (-1, np.zeros((0, 0), dtype=np.int64))  # the last one, and of which epoch
         first = self._plan_of(0)
         self.steps_per_epoch = len(first)
         self.objective, self.chance = self._objective(first)
@@ -85,9 +88,13 @@ class Feed:
 
     def _plan_of(self, epoch: int) -> np.ndarray:
         """Places in `rows` of each global batch of `epoch`, [steps, batch]."""
-        products = self.index.products[self.rows]
-        shards = None if self._spec.window is None else self.index.shard[self.rows]
-        return plan_epoch(self._labels, products, self._spec, seed=self.run.train.seed, epoch=epoch, shards=shards)
+        planned, plan = self._plan
+        if planned != epoch:
+            products = self.index.products[self.rows]
+            shards = None if self._spec.window is None else self.index.shard[self.rows]
+            plan = plan_epoch(self._labels, products, self._spec, seed=self.run.train.seed, epoch=epoch, shards=shards)
+            self._plan = epoch, plan
+        return plan
 
     def _objective(self, plan: np.ndarray) -> tuple[AttributeObjective, float]:
         objective, attributes, drawn = self.run.objective, self.attributes, plan.ravel()
@@ -114,12 +121,17 @@ class Feed:
         )
 
     def planned(self, first: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(step, rows of the global batch) from step `first` up to `last`."""
-        epoch_planned, plan = -1, np.zeros((0, 0), dtype=np.int64)
+        """(step, rows of the global batch) from step `first` up to `last`.
+
+        An epoch is planned while the one before is trained on: of ten million photos that takes ten seconds.
+        """
+        coming, plan = partial(self._plan_of, first // self.steps_per_epoch), None
         for step in range(first, last):
             epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != epoch_planned:
-                plan, epoch_planned = self._plan_of(epoch), epoch
+            if plan is None or place == 0:
+                plan = coming()
+                if (epoch + 1) * self.steps_per_epoch < last:
+                    coming = in_background(partial(self._plan_of, epoch + 1))
             yield step, self.rows[plan[place]]
 
     def columns(self, rank: int, batch: int) -> np.ndarray:
@@ -148,7 +160,7 @@ class Feed:
         captions = captions_of(self.index, rows, self.run.objective.captions, self.reader.schema)
         number = {text: place for place, text in enumerate(dict.fromkeys(captions))}
         groups = np.array([number[text] if text else -1 for text in captions])
-        ids = self.reader.tokenise([captions[place] for place in mine])
+        ids = self.reader.tokenise([captions[place] for place in mine], LENGTHS if self.run.train.compile else 1)
         captioned = int((groups >= 0).sum())
         return replace(portion, caption_ids=ids, groups=torch.from_numpy(groups), captioned=captioned)
 

@@ -1,6 +1,7 @@
 """What the launcher set up, checked against what was asked for."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def make_accelerator() -> Accelerator:
             raise UserError(f"{name} was asked for, but accelerate takes {kind.value} here; use cpu.yaml or ddp.yaml")
     if kind not in (*WHOLE, *SHARDED.values()) or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise UserError(f"the engine {kind.value} is not one of accelerate_configs/")
+    if accelerator.is_fsdp2:
+        _leave_outputs_alone(accelerator.state.fsdp_plugin)
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise UserError(
@@ -53,6 +56,12 @@ def make_accelerator() -> Accelerator:
             "use a file of accelerate_configs/"
         )
     return accelerator
+
+
+def _leave_outputs_alone(plugin: Any) -> None:
+    """What the model computes in fp32 for good reason, its logits, leaves it so in mixed precision, too."""
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def _asked(engine: str) -> bool:

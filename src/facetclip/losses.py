@@ -122,10 +122,12 @@ def contrastive_loss(pairing: Pairing, scale: Tensor, bias: Tensor, form: Litera
     """
     mine, known = pairing.groups[pairing.mine, None], pairing.groups[None, :] >= 0
     same = ((mine == pairing.groups[None, :]) & known).float()
-    directions = (
-        scale * pairing.images[pairing.mine] @ pairing.captions.T,
-        scale * pairing.captions[pairing.mine] @ pairing.images.T,
-    )
+    images, captions = pairing.images.float(), pairing.captions.float()
+    with torch.autocast(images.device.type, enabled=False):  # of numbers up to 100 bf16 knows every half
+        directions = (
+            scale.float() * images[pairing.mine] @ captions.T,
+            scale.float() * captions[pairing.mine] @ images.T,
+        )
     if form == "sigmoid":
         paired = known & (mine >= 0)
         losses = [-(functional.logsigmoid((2 * same - 1) * (logits + bias)) * paired).sum() for logits in directions]

@@ -165,8 +165,8 @@ class AttributeReader(nn.Module):
             values = torch.tensor([value for value, texts in enumerate(prompts) for _ in texts])
             self._keep(**{f"{purpose}_ids": ids, f"{purpose}_values": values})
 
-    def tokenise(self, texts: Sequence[str]) -> Tensor:
-        """Token ids [n, tokens]."""
+    def tokenise(self, texts: Sequence[str], multiple: int = 1) -> Tensor:
+        """Token ids [n, tokens]; tokens are a `multiple` of that, or as many as there can be."""
         # Truncating to the longest prompt is exact for CLIP's causal text tower, pooled at the end-of-text token;
         # SigLIP attends to its padding, so it keeps the full length.
         text = self.clip.config.text_config
@@ -176,9 +176,10 @@ class AttributeReader(nn.Module):
             padding=padding,
             truncation=True,
             max_length=text.max_position_embeddings,
+            pad_to_multiple_of=multiple,
             return_tensors="pt",
         )
-        return tokens["input_ids"]
+        return tokens["input_ids"][:, : text.max_position_embeddings]
 
     def train(self, mode: bool = True) -> "AttributeReader":
         """As in torch; the prompt features kept by evaluation are dropped, since weights may change now."""

@@ -211,7 +211,7 @@ class Trainer:
         if self.state.step >= self.steps or not (self.engine.rearranges or self.run.train.micro_batch == "auto"):
             return
         self.model.train()
-        portion = self.feed.portion(self.inputs, next(self.feed.planned(self.state.step, self.steps)))
+        portion = self.feed.portion(self.inputs, next(self.feed.planned(self.state.step, self.state.step + 1)))
         if self.run.train.micro_batch == "auto":
             self._cut(portion)
         if self.engine.rearranges:

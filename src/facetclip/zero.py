@@ -161,7 +161,7 @@ class ZeroEngine(Engine):
 
 
 def zero_plugin(*, gpu: bool) -> DeepSpeedPlugin:
-    """The stage and offloading are the launcher's; what a training needs of DeepSpeed is said here, in one place."""
+    """The stage is the launcher's; what a training needs of DeepSpeed is said here, in one place."""
     given = launcher_config()
     stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     # Without contiguous gradients DeepSpeed (0.19.7) leaves those of a processor unreduced, and says nothing.
@@ -171,13 +171,13 @@ def zero_plugin(*, gpu: bool) -> DeepSpeedPlugin:
         "contiguous_gradients": True,
         "reduce_bucket_size": BUCKET,
     }
-    for section, part in OFFLOAD.items():
-        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none")
-        if device not in ("none", "cpu"):
-            raise UserError(f"ZeRO: {section} to {device!r} is not supported; take 'cpu' or 'none'")
-        if device == "cpu":
-            sharing[section] = {"device": device}
     sharing |= given.get("zero_optimization", {})
+    for section, part in OFFLOAD.items():
+        launched = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none")
+        for device in (launched, (sharing.get(section) or {}).get("device", "none")):
+            if device != "none":
+                # Offloaded gradients lie elsewhere (DeepSpeed 0.19.7), where neither norm nor guard would find them.
+                raise UserError(f"ZeRO: {section} to {device!r} is not supported; take 'none', or a higher stage")
     if sharing["stage"] not in (1, 2, 3):
         raise UserError(f"ZeRO stage {sharing['stage']} is not one of 1, 2 and 3; use a file of accelerate_configs/")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
