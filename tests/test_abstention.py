@@ -197,6 +197,19 @@ def test_what_a_noisy_table_disagrees_in_is_no_fault_of_the_answers() -> None:
     assert float(true_precision(0.5, CLEAN)) == 0.5
 
 
+@pytest.mark.parametrize(("values", "noise"), [(2, 0.0), (12, 0.04), (12, 0.1), (30, 0.04)])
+def test_a_table_that_says_less_promises_no_more(values: int, noise: float) -> None:
+    """Of 300 answers that claim .97 and more .85 are right: however noisy the table, .95 is hardly ever promised."""
+    random = np.random.default_rng(0)
+    tags = Attribute(column="tags", values=tuple(f"tag {number}" for number in range(values)), separator="|")
+    table, promised = agreement(tags, noise), 0
+    for _ in range(100):
+        right = random.random(300) < 0.85
+        agrees = random.random(300) < np.where(right, table.right, table.wrong)
+        promised += any(each.precision >= 0.95 for each in cutoffs(random.uniform(0.97, 1, 300), agrees, table))
+    assert promised <= 25
+
+
 @pytest.mark.parametrize(("values", "noise"), [(4, 0.04), (12, 0.04), (12, 0.02)])
 def test_slips_in_sets_of_many_values_are_no_fault_of_the_answers_either(values: int, noise: float) -> None:
     random = np.random.default_rng(0)

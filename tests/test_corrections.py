@@ -94,7 +94,7 @@ def test_what_was_written_into_a_gap_since_it_was_judged_is_left_alone(tmp_path)
     assert [line[-2:] for line in csv.reader(log.read_text().splitlines())][1:] == [
         ["long", "left alone: was judged as ''"],
         ["long", "left alone: cannot apply, by the schema's rules"],
-        ["blue", "left alone: was judged as ''"],
+        ["blue", "left alone: the schema does not explain 'Violet'; add it as a value or an alias"],
     ]
 
 
@@ -104,6 +104,19 @@ def test_whether_a_cell_applies_is_asked_of_the_catalog_as_it_will_be(tmp_path, 
     source = shop(tmp_path, CATALOG.replace("b.jpg,shirt", "b.jpg,pants"))
     assert apply(tmp_path, source, *lines[:: -1 if turned else 1]) == Applied(2, 0, 0)
     assert "b.jpg,shirt,long" in (tmp_path / "fixed.csv").read_text()
+
+
+@pytest.mark.parametrize("cell", ["", "short"])
+def test_a_cell_that_a_rule_filled_was_judged_by_that(tmp_path, cell):
+    """Pants whose sleeve is `none` by the rule turn out to be a shirt with long ones."""
+    facts = SCHEMA.model_dump()
+    facts["attributes"]["sleeve"]["not_applicable_value"] = "none"
+    source = shop(tmp_path, CATALOG.replace("b.jpg,shirt,,", f"b.jpg,pants,{cell},"))
+    told = answers(tmp_path, "b,sleeve,none,long,accept,long", "b,category,pants,shirt,accept,shirt")
+    out = tmp_path / "fixed.csv"
+    done = apply_corrections(told, source, Schema.model_validate(facts), out, tmp_path / "changes.csv")
+    assert done == Applied(2, 0, 0)
+    assert "b.jpg,shirt,long" in out.read_text()
 
 
 def test_an_answer_may_stand_there_twice_but_not_contradict_itself(tmp_path):
@@ -302,19 +315,25 @@ def test_numbers_and_truths_of_json_lines_stay_what_they_are(tmp_path):
         "lid": {"column": "lid", "values": ["true", "false"]},
         "handles": {"column": "handles", "values": ["1", "2"]},
         "size": {"column": "size", "values": ["1", "XL"]},
+        "litres": {"column": "litres", "values": ["1.50", "2.50"]},
     }
     schema = Schema.model_validate({"columns": SCHEMA.columns.model_dump(), "attributes": attributes})
     plain = {"product": "P", "image": "a.jpg"}
     rows = [
-        {"id": "a", **plain, "lid": True, "handles": 2, "size": "XL"},
-        {"id": "b", **plain, "lid": None, "handles": 1, "size": "1"},
+        {"id": "a", **plain, "lid": True, "handles": 2, "size": "XL", "litres": 1.5},
+        {"id": "b", **plain, "lid": None, "handles": 1, "size": "1", "litres": None},
     ]
     source, out = shop(tmp_path, "\n".join(map(json.dumps, rows)), "s.jsonl"), tmp_path / "fixed.jsonl"
-    lines = ("a,lid,true,false,accept,false", "a,handles,2,1,accept,1", "a,size,XL,1,accept,1")
+    lines = (
+        "a,lid,true,false,accept,false",
+        "a,handles,2,1,accept,1",
+        "a,size,XL,1,accept,1",
+        "b,litres,,2.50,accept,2.50",
+    )
     apply_corrections(answers(tmp_path, *lines, "b,handles,1,,other,"), source, schema, out, tmp_path / "log.csv")
     assert [json.loads(line) for line in out.read_text().split("\n")] == [
         rows[0] | {"lid": False, "handles": 1, "size": "1"},
-        rows[1] | {"handles": None},
+        rows[1] | {"handles": None, "litres": "2.50"},
     ]
 
 

@@ -232,9 +232,10 @@ def test_a_model_from_before_a_value_was_added_is_examined_by_the_names_of_its_v
     labels, read = index.labels["sleeve"][rows], score_rows(older, index, rows).probabilities["sleeve"]
     right = np.where(read[:, 2] >= read[:, 0], 0, 1) == labels
     assert numbers_of(examined.tallies["sleeve"])["accuracy"] == pytest.approx(right[labels >= 0].mean())
-    assert set(decide(examiner(index.folder, "test")(save(tmp_path)), examined, Policy(least=1)).differences) == set(
-        SCHEMA.names
-    )
+    assert examined.unknown == {"sleeve": {2: "none"}}
+    challenger = examiner(index.folder, "test")(save(tmp_path))
+    assert set(decide(challenger, examined, Policy(least=1)).differences) == set(SCHEMA.names)
+    assert "does not know 'none' of sleeve" in decide(examined, challenger, Policy(least=1)).reason
     with pytest.raises(UserError, match="reads sleeve as one of short, bell, long, the data lists one of long, short"):
         reader_for(str(tmp_path / "older"), SCHEMA)
     facts["attributes"]["sleeve"]["separator"] = "|"

@@ -92,8 +92,10 @@ def test_a_folder_that_goes_between_two_looks_at_it_is_made_anew(tmp_path: Path,
 
 def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "parts").write_text("mine")
-    with pytest.raises(FileExistsError):
-        Lease(tmp_path / "parts" / "it.json", "does")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for folder in ("parts", "parts/below", "link", "link/below"):
+        with pytest.raises((FileExistsError, NotADirectoryError)):
+            Lease(tmp_path / folder / "it.json", "does")
 
 
 def test_taking_and_clearing_up_at_once_ends_in_no_error(tmp_path: Path) -> None:

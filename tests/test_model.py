@@ -92,6 +92,13 @@ def test_the_tokenizer_knows_every_byte_and_survives_its_files(reader: Attribute
         assert reader.tokenizer.eos_token_id not in ids[1:-1]
 
 
+def test_captions_are_padded_to_a_few_lengths_where_77_is_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = new_model(SHAPE, SCHEMA, PROMPTS, seed=3)
+    monkeypatch.setattr(reader.clip.config.text_config, "max_position_embeddings", 77)
+    lengths = {reader.tokenise(["word " * count], 16).shape[1] for count in range(0, 100, 5)}
+    assert lengths == {16, 32, 48, 64, 77}
+
+
 @torch.no_grad()
 def test_captions_padded_to_a_few_lengths_read_the_same(reader: AttributeReader) -> None:
     most = reader.clip.config.text_config.max_position_embeddings

@@ -116,6 +116,29 @@ def test_what_it_still_reads_elsewhere_has_a_budget(kept: float, promoted: bool)
     assert ("on other shards it may have lost more than 0.05" in decision.reason) == (not promoted)
 
 
+@pytest.mark.parametrize(("right", "promoted"), [(0.8, False), (0.94, True)])
+def test_a_value_that_the_champion_does_not_know_hides_no_loss_in_the_others(right: float, promoted: bool) -> None:
+    """The fourth value of four is new: the champion never reads it, and is right in 95% of the others."""
+    attribute = Attribute(column="sleeve", values=("long", "short", "none", "bell"))
+    labels, place = np.arange(800) % 4, np.arange(800) // 4
+
+    def reading(share: float, *, known: int) -> Tally:
+        wrong = (place % 100 >= 100 * share) | (labels >= known)
+        read = np.where(wrong, (labels + 1) % known, labels)
+        found = tally(attribute, labels, np.eye(4)[read], np.arange(800))
+        assert found is not None
+        return found
+
+    champion = Examined(
+        "champion", "test", 800, "d", {"sleeve": reading(0.95, known=3)}, unknown={"sleeve": {3: "bell"}}
+    )
+    decision = decide(Examined("b", "test", 800, "d", {"sleeve": reading(right, known=4)}), champion, POLICY)
+    assert decision.promote == promoted
+    assert decision.mean is not None
+    assert decision.mean.low > 0
+    assert ("sleeve may be worse by more than 0.05" in decision.reason) == (not promoted)
+
+
 numbers = st.sampled_from([math.nan, math.inf, -math.inf, 0.0]) | st.floats(0, 1)
 
 

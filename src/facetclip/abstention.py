@@ -199,15 +199,18 @@ def with_word(read: np.ndarray, listed: np.ndarray, noise: float, *, multi_value
 def cutoffs(sure: np.ndarray, agrees: np.ndarray, table: Agreement) -> tuple[Cutoff, ...]:
     """For each target of TARGETS that can be kept, where to cut.
 
-    `sure` [n] and `agrees` bool [n]: how probable each answer is, and whether the `table` says the same.
+    `sure` [n] and `agrees` bool [n]: how probable each answer is, and whether the `table` says the same. The less it
+    says, the further off the share that it makes out to be right; what that error has more than a clean table's counts
+    against the answers.
     """
     order = np.argsort(-sure, kind="stable")
     given = np.arange(1, len(order) + 1)
-    seen = true_precision(np.cumsum(agrees[order]) / given, table)
+    seen, told = true_precision(np.cumsum(agrees[order]) / given, table), table.right - table.wrong
     expected, found = np.cumsum(sure[order]) / given, []
     for target in TARGETS:
         margin = np.sqrt(target * (1 - target) / given)
-        precision = np.minimum(seen, expected - margin)
+        agreeing = table.wrong + target * told
+        precision = np.minimum(seen + margin - np.sqrt(agreeing * (1 - agreeing) / given) / told, expected - margin)
         precision[: FEWEST_ANSWERS - 1] = 0.0
         if (threshold := _deepest(sure[order], precision, target)) is not None:
             found.append(Cutoff(target, threshold, float(margin[(sure >= threshold).sum() - 1])))

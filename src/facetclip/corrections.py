@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, form_of, read_catalog, text_of
-from facetclip.cells import JOINT, with_cells
+from facetclip.cells import JOINT, json_text, with_cells
 from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
 from facetclip.labels import encode_cells, listed_text
 from facetclip.rules import apply_rules, barred
-from facetclip.schema import UNLABELLED, Attribute, Schema
+from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Attribute, Schema
 from facetclip.spreadsheets import csv_of, separated
 from facetclip.suggestions import Correction, read_corrections
 
@@ -91,6 +91,8 @@ def _decided(path: Path, catalog: Catalog, schema: Schema) -> tuple[Changes, lis
     answers.sort(key=lambda answered: schema.parents_first.index(answered[1].attribute))
     columns = {attribute.column: catalog.column(attribute.column) for attribute in schema.attributes.values()}
     labels = encode_cells(catalog, schema)
+    ruled = apply_rules(labels, schema)  # what the shards were made of, and so what was judged
+    labels = {name: column.copy() for name, column in labels.items()}
     changes: Changes = {}
     entries: list[tuple[int, _Entry]] = []
     confirmed = 0
@@ -106,8 +108,10 @@ def _decided(path: Path, catalog: Catalog, schema: Schema) -> tuple[Changes, lis
             continue
         label = attribute.encode(answer.value)
         what = "changed"
-        if now != answer.listed:
+        if answer.listed not in (now, *listed_text(attribute, ruled[answer.attribute][place : place + 1])):
             what = f"left alone: was judged as {answer.listed!r}"
+            if mine[place] == UNKNOWN_VALUE and not answer.listed:
+                what = f"left alone: the schema does not explain {before!r}; add it as a value or an alias"
         elif answer.value and label != attribute.not_applicable_label and _barred(schema, answer, labels, place):
             what = "left alone: cannot apply, by the schema's rules"
         else:
@@ -215,7 +219,8 @@ def _typed(text: str, holds: set[type]) -> Any:
     parts: list[Any] = text.split(JOINT) if list in holds else [text]
     if str not in holds:
         with suppress(ValueError):
-            parts = [json.loads(part) for part in parts]
+            read: list[Any] = [json.loads(part) for part in parts]
+            parts = read if [json_text(each) for each in read] == parts else parts  # 2.50 would be read back as 2.5
     return parts if list in holds else parts[0]
 
 

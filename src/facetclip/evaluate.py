@@ -98,7 +98,17 @@ def _examined(reader: AttributeReader, index: ShardIndex, split: str) -> Examine
     rows = _rows_of(index, split)
     found = tallies(Questions.of(index, rows), score_rows(reader, index, rows))
     missing = tuple(name for name in index.schema.names if name in reader.schema.names and name not in found)
-    return Examined(reader_digest(reader), split, len(rows), index.digest, found, missing)
+    return Examined(reader_digest(reader), split, len(rows), index.digest, found, missing, _unknown(reader, index))
+
+
+def _unknown(reader: AttributeReader, index: ShardIndex) -> dict[str, dict[int, str]]:
+    """Attribute -> the values in the index that a model does not know, by their places."""
+    found = {}
+    for name, attribute in reader.schema.attributes.items():
+        listed = index.schema.attributes[name].values if name in index.schema.attributes else ()
+        if new := {place: value for place, value in enumerate(listed) if value not in attribute.values}:
+            found[name] = new
+    return found
 
 
 def _rows_of(index: ShardIndex, split: str) -> np.ndarray:

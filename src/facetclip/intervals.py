@@ -7,7 +7,7 @@ numbers of one call share their draws, so differences between them are paired.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
 
@@ -97,6 +97,13 @@ def tally(
         detected=bool(found),
         ranking=rank(attribute, listed, probable, group) if ranked else None,
     )
+
+
+def among(tally: Tally, places: Sequence[int]) -> Tally:
+    """The same answers, of which F1 and recall are taken over the values at some `places` alone."""
+    known = np.asarray(places, dtype=np.int64)
+    columns = [block * tally.values + known for block in range(3)] + [np.arange(3 * tally.values, tally.sums.shape[1])]
+    return replace(tally, values=len(known), sums=tally.sums[:, np.concatenate(columns)])
 
 
 def numbers_of(tally: Tally) -> dict[str, float]:

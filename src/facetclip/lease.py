@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import socket
-import stat
 import threading
 import time
 from contextlib import suppress
@@ -22,6 +21,7 @@ LEASE = "lease.json"
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # a holder on another machine that has not renewed it for so long is gone
 LENGTH = 512  # bytes of a record
+TRIES = 10  # to make the folder of a lease, which another may be clearing up
 LOOKED_AT = 0.5  # seconds for which the lock may be taken by processes that only look
 
 
@@ -100,13 +100,14 @@ def holder(path: Path) -> Holder | None:
 
 def _made(path: Path) -> IO[bytes]:
     """The file at `path`, made where it is not there; somebody may be clearing up its folder."""
+    refused = 0
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError:  # also where the folder went between mkdir's two looks at it
-            with suppress(FileNotFoundError):
-                if not stat.S_ISDIR(path.parent.lstat().st_mode):
-                    raise
+            refused += 1
+            if refused == TRIES:
+                raise
         with suppress(FileNotFoundError):
             # Not to be appended to: `pwrite` would then do so wherever it is told to write.
             return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)

@@ -176,10 +176,10 @@ class AttributeReader(nn.Module):
             padding=padding,
             truncation=True,
             max_length=text.max_position_embeddings,
-            pad_to_multiple_of=multiple,
             return_tensors="pt",
-        )
-        return tokens["input_ids"][:, : text.max_position_embeddings]
+        )["input_ids"]
+        longer = min(text.max_position_embeddings, -(-tokens.shape[1] // multiple) * multiple) - tokens.shape[1]
+        return nn.functional.pad(tokens, (0, longer), value=self.tokenizer.pad_token_id)
 
     def train(self, mode: bool = True) -> "AttributeReader":
         """As in torch; the prompt features kept by evaluation are dropped, since weights may change now."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from facetclip.intervals import FEWEST_PRODUCTS, Estimate, Tally, draws, estimate, mean_draws, numbers_of
+from facetclip.intervals import FEWEST_PRODUCTS, Estimate, Tally, among, draws, estimate, mean_draws, numbers_of
 
 MEASURE = "macro_f1"
 KEPT = "accuracy"  # what is measured on other shards
@@ -19,8 +19,9 @@ KEPT = "accuracy"  # what is measured on other shards
 @dataclass(frozen=True)
 class Examined:
     """What a model answered on one split, as far as models are compared by it; `digest` is the model's, `data_digest`
-    the shards'. `unlabelled`: attributes of which the split says nothing. `kept`: what it answered on other shards, by
-    their prompts alone, None where nobody asked."""
+    the shards'. `unlabelled`: attributes of which the split says nothing. `unknown`: attribute -> the values that the
+    data has and the model does not know, by their places. `kept`: what it answered on other shards, by their prompts
+    alone, None where nobody asked."""
 
     digest: str
     split: str
@@ -28,6 +29,7 @@ class Examined:
     data_digest: str
     tallies: Mapping[str, Tally]
     unlabelled: tuple[str, ...] = ()
+    unknown: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     kept: "Examined | None" = None
 
 
@@ -61,9 +63,10 @@ class Decision:
 def decide(challenger: Examined, champion: Examined | None, policy: Policy) -> Decision:
     """Whether `challenger` is to follow `champion`. Whatever is missing or is no number refuses.
 
-    Attributes that the champion does not read count neither way.
+    Attributes that the champion does not read count neither way. Values that it does not know, since they are new or
+    have another name, it never reads, which counts in the mean; by the margin it is compared in all others.
     """
-    refusal = _unusable(challenger, "challenger") or _too_few(challenger, policy.least)
+    refusal = _unusable(challenger, "challenger") or _lacking(challenger) or _too_few(challenger, policy.least)
     if champion is not None:
         refusal = refusal or _unusable(champion, "champion") or _incomparable(challenger, champion)
     if refusal:
@@ -80,9 +83,11 @@ def mean_number(examined: Examined) -> float:
 
 def _compared(challenger: Examined, champion: Examined, policy: Policy) -> Decision:
     names = list(champion.tallies)
-    ours, theirs = draws([{name: challenger.tallies[name] for name in names}, champion.tallies])
+    whole = [{name: each.tallies[name] for name in names} for each in (challenger, champion)]
+    known = [{name: _known(each[name], champion.unknown.get(name, {})) for name in names} for each in whole]
+    *means, ours, theirs = draws([*whole, *known])
     differences = {name: estimate(ours[name][MEASURE] - theirs[name][MEASURE]) for name in names}
-    our_mean, their_mean = (mean_draws(each)[MEASURE] for each in (ours, theirs))
+    our_mean, their_mean = (mean_draws(each)[MEASURE] for each in means)
     mean, kept = estimate(our_mean - their_mean), _kept(challenger, champion)
     against = [
         f"{name} may be worse by more than {policy.margin:g}: {told(difference)}"
@@ -127,6 +132,16 @@ def _unusable(examined: Examined, role: str) -> str | None:
         if broken:
             return f"the {role}'s numbers of {_listed(broken)} are no numbers{where}"
     return None
+
+
+def _known(each: Tally, unknown: Mapping[int, str]) -> Tally:
+    return among(each, [place for place in range(each.values) if place not in unknown]) if unknown else each
+
+
+def _lacking(challenger: Examined) -> str | None:
+    """Why the challenger was trained on other data than it is measured on."""
+    values = [f"{value!r} of {name}" for name, each in challenger.unknown.items() for value in each.values()]
+    return f"the challenger does not know {_listed(values)}, which the data lists" if values else None
 
 
 def _too_few(examined: Examined, least: int) -> str | None:

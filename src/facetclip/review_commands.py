@@ -39,7 +39,7 @@ def run_apply(args: argparse.Namespace) -> int:
     """Write the corrected catalog."""
     log = args.log or args.out.with_suffix(".changes.csv")
     done = apply_corrections(args.corrections, args.catalog, read_schema(args.schema), args.out, log)
-    stale = f", {done.stale} left alone since they say something else by now or cannot apply" if done.stale else ""
+    stale = f", {done.stale} left alone: the log says why" if done.stale else ""
     print(f"{args.out}: {done.changed} cells changed, {done.confirmed} confirmed as they are{stale}; see {log}")
     return 0
 
