@@ -88,6 +88,12 @@ def test_settings_without_a_run_file_are_refused(tmp_path, capsys):
     assert "'optimizer.lr=1e-3' replaces a setting of a run file; name that with --run" in capsys.readouterr().err
 
 
+def test_one_product_alone_is_said(tmp_path, model):
+    index = make_shards(tmp_path / "shards", items=2)
+    with pytest.raises(UserError, match="all items are of one product"):
+        audit(index.folder, tmp_path / "audit", AuditSpec(model=str(model)))
+
+
 def test_nothing_to_learn_from_is_said(tmp_path, model):
     silent = {name: np.full(8, -1) for name in SCHEMA.names}
     index = make_shards(tmp_path / "shards", items=8, labels=silent)

@@ -140,12 +140,13 @@ def test_a_cell_may_be_long(read):
 
 
 def test_json_values_become_the_text_that_was_written(read):
-    line = '{"id": 7, "b": true, "f": 4.10, "n": null, "s": "no", "u": "a\u2028b\x85c", "l": ["x", 1], "o": {"k": "ü"}}'
+    line = '{"id": 7, "b": true, "f": 4.10, "w": 2.0, "n": null, "s": "no", "u": "a\u2028b\x85c", "l": ["x", 1]'
+    line += ', "o": {"k": "ü"}}'
     catalog = read(f'{line}\r\n\n{{"id": 12345678901234567890, "late": "x"}}\n', "c.jsonl")
     assert catalog.table.to_pylist() == [
-        {"id": "7", "b": "true", "f": "4.10", "n": None, "s": "no", "u": "a\u2028b\x85c", "l": "x|1"}
+        {"id": "7", "b": "true", "f": "4.10", "w": "2", "n": None, "s": "no", "u": "a\u2028b\x85c", "l": "x|1"}
         | {"o": '{"k": "ü"}', "late": None},
-        {"id": "12345678901234567890", "late": "x"} | dict.fromkeys("bfnsulo"),
+        {"id": "12345678901234567890", "late": "x"} | dict.fromkeys("bfwnsulo"),
     ]
     assert [catalog.where(0), catalog.where(1)] == ["c.jsonl, row 1", "c.jsonl, row 3"]
     assert all(pa.types.is_string(kind) for kind in catalog.table.schema.types)

@@ -111,6 +111,14 @@ def test_a_clean_catalog_has_no_problem_in_any_row_and_is_sound(shop):
     assert shop.shardable()
 
 
+def test_an_attribute_that_no_cell_says_anything_of_is_a_warning(shop):
+    for row in shop.rows:
+        row["material"] = ""
+    report = shop.check()
+    assert found(report) == [(0, "material", "no_label", "warning")]
+    assert report.sound
+
+
 def test_every_label_is_counted_once_where_one_value_is_allowed(shop):
     shop.add(sleeve="lnog", category="top")
     report = shop.check()

@@ -44,6 +44,13 @@ def test_a_misspelt_key_of_an_optional_table_is_refused_with_a_suggestion(run_fi
         read_run(run_file)
 
 
+@pytest.mark.parametrize("name", ["shop/x", "models:x", " "])
+def test_a_name_that_mlflow_would_not_take_is_refused_before_the_training(run_file: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"tracking\.register_as: MLflow takes no name"):
+        read_run(run_file, [f"tracking.register_as={name!r}"])
+    assert read_run(run_file, ["tracking.register_as="]).tracking.register_as == ""
+
+
 def test_overrides_replace_values_and_keep_words_as_text(run_file: Path) -> None:
     run = read_run(run_file, ["train.steps=20", "model.start=some/folder", "optimizer.lr=1e-3", "augment.flip=false"])
     assert (run.train.steps, run.model.start, run.optimizer.lr, run.augment.flip) == (20, "some/folder", 1e-3, False)

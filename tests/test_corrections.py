@@ -52,7 +52,7 @@ def test_accepted_values_go_in_and_everything_else_stays_cell_for_cell(tmp_path)
         "a,colour,red|blue,red,unclear,red|blue",
     )
     assert done == Applied(changed=2, confirmed=1, stale=0)
-    expected = CATALOG.replace("LONG", "short").replace("shirt,,red", "shirt,long,red").replace("\n\n", "\n\n")
+    expected = CATALOG.replace("LONG", "short").replace("shirt,,red", "shirt,LONG,red")  # as the table spells it
     assert (tmp_path / "fixed.csv").read_text() == expected
     assert source.read_text() == CATALOG
 
@@ -103,7 +103,7 @@ def test_whether_a_cell_applies_is_asked_of_the_catalog_as_it_will_be(tmp_path, 
     lines = ["b,sleeve,,long,accept,long", "b,category,pants,shirt,accept,shirt"]
     source = shop(tmp_path, CATALOG.replace("b.jpg,shirt", "b.jpg,pants"))
     assert apply(tmp_path, source, *lines[:: -1 if turned else 1]) == Applied(2, 0, 0)
-    assert "b.jpg,shirt,long" in (tmp_path / "fixed.csv").read_text()
+    assert "b.jpg,Shirt,LONG" in (tmp_path / "fixed.csv").read_text()
 
 
 @pytest.mark.parametrize("cell", ["", "short"])
@@ -116,7 +116,22 @@ def test_a_cell_that_a_rule_filled_was_judged_by_that(tmp_path, cell):
     out = tmp_path / "fixed.csv"
     done = apply_corrections(told, source, Schema.model_validate(facts), out, tmp_path / "changes.csv")
     assert done == Applied(2, 0, 0)
-    assert "b.jpg,shirt,long" in out.read_text()
+    assert "b.jpg,Shirt,LONG" in out.read_text()
+
+
+def test_what_left_the_catalog_meanwhile_holds_up_nothing(tmp_path):
+    lines = ("gone,sleeve,long,short,accept,short", "a,sleeve,long,short,accept,short", "gone,colour,,red,reject,")
+    assert apply(tmp_path, shop(tmp_path), *lines) == Applied(1, 0, 1)
+    assert ",gone,sleeve,,short,left alone: is in the catalog no more\n" in (tmp_path / "changes.csv").read_text()
+
+
+def test_values_are_written_as_the_table_spells_them(tmp_path):
+    source = shop(tmp_path, CATALOG.replace("red|blue", "Red|BLUE").replace(",red,", ",Red,"))
+    lines = ("b,colour,red,red|blue,accept,red|blue", "b,sleeve,,short,accept,short")
+    assert apply(tmp_path, source, *lines).changed == 2
+    fixed = (tmp_path / "fixed.csv").read_text()
+    assert "b.jpg,shirt,short,Red|BLUE," in fixed
+    assert "4,b,colour,Red,Red|BLUE,changed" in (tmp_path / "changes.csv").read_text()
 
 
 def test_an_answer_may_stand_there_twice_but_not_contradict_itself(tmp_path):
@@ -131,7 +146,7 @@ def test_an_answer_may_stand_there_twice_but_not_contradict_itself(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("z,sleeve,long,short,accept,short", "row 2: the catalog has no item 'z'"),
+        ("z,sleeve,long,short,accept,short", "row 2: the catalog has no item 'z', nor any other"),
         ("a,sleve,long,short,accept,short", "no attribute 'sleve'; did you mean 'sleeve'"),
         ("a,sleeve,long,short,other,tiny", "'tiny' is no value of sleeve; expected one of long, short, none"),
         ("a,colour,red,red|pink,accept,red|pink", "'pink' is no value of colour"),

@@ -275,6 +275,22 @@ def test_a_folder_of_another_request_is_refused_with_what_differs(tmp_path, inde
         extract(model, FromShards(index.folder), out, part_size=PART + 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b'{"a": 1}', "is nothing that facetclip extract wrote"),
+        ("part-000000.parquet", b"id,product\n", "is nothing that facetclip extract wrote"),
+        ("index.parquet", b"", "holds shards"),
+    ],
+)
+def test_what_somebody_else_wrote_is_not_overwritten(tmp_path, index, model, name, content, message):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        extract(model, FromShards(index.folder), tmp_path / "out", part_size=PART)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {name: content}
+
+
 def test_a_long_extraction_says_how_far_it_is_once_in_a_while_and_once_for_all_processes(
     tmp_path, monkeypatch, capsys, index, model
 ):

@@ -318,9 +318,9 @@ def test_what_cannot_be_filled_is_said_and_nothing_is_written(shop, monkeypatch)
     with pytest.raises(UserError, match="two attributes are read from column 'category'"):
         fill(scores, catalog, schema, out, FillSpec())
     schema.write_text(SCHEMA_TOML)
-    (shop / "short.csv").write_text("\n".join((shop / "shop.csv").read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(UserError, match=r"short.csv: has no item 'item 7'"):
-        fill(scores, str(shop / "short.csv"), schema, out, FillSpec())
+    (shop / "other.csv").write_text((shop / "shop.csv").read_text().replace("item ", "thing "))
+    with pytest.raises(UserError, match=r"other.csv: has no item 'item 0', nor any other"):
+        fill(scores, str(shop / "other.csv"), schema, out, FillSpec())
     fill(scores, catalog, schema, shop / "once.csv", FillSpec())
     with pytest.raises(UserError, match="has a column 'category_source' already"):
         fill(scores, str(shop / "once.csv"), schema, out, FillSpec())
@@ -344,6 +344,23 @@ def test_a_column_that_was_renamed_since_the_extraction_is_read_by_its_new_name(
     schema.write_text((shop / "schema.toml").read_text().replace('product = "product"', 'product = "style"'))
     before = fill(scores, str(shop / "shop.csv"), shop / "schema.toml", shop / "before.csv", FillSpec())
     assert fill(scores, str(catalog), schema, shop / "after.csv", FillSpec()) == before
+
+
+def test_items_that_left_the_catalog_since_hold_up_nothing_and_cells_are_spelled_as_its_own(shop, monkeypatch):
+    scores, schema, lines = (
+        extracted(shop, monkeypatch),
+        shop / "schema.toml",
+        (shop / "shop.csv").read_text().splitlines(),
+    )
+    fill(scores, str(shop / "shop.csv"), schema, shop / "all.csv", FillSpec())
+    (shop / "less.csv").write_text("\n".join(lines[:-1]).replace("pants", "Pants").replace("red", "RED") + "\n")
+    fill(scores, str(shop / "less.csv"), schema, shop / "filled.csv", FillSpec())
+    before, after = rows_of(shop / "all.csv")[:-1], rows_of(shop / "filled.csv")
+    spelled = {"pants": "Pants", "red": "RED"}
+    for name in ("category", "colour"):
+        told = ["|".join(spelled.get(part, part) for part in row[name].split("|")) for row in before]
+        assert [row[name] for row in after] == told
+    assert {row["category"] for row in after if row["category_source"] != "table"} >= {"Pants"}
 
 
 def test_scores_on_the_web_need_not_be_written_to(shop, monkeypatch):

@@ -62,6 +62,15 @@ def test_shards_of_other_data_are_refused(tmp_path, index):
     assert not (tmp_path / "page.html").exists()
 
 
+def test_shards_that_were_moved_are_asked_for(tmp_path, index):
+    folder = audit(tmp_path / "audit", index)
+    about = folder / "about.json"
+    about.write_text(about.read_text().replace(str(index.folder), str(tmp_path / "gone")))
+    with pytest.raises(UserError, match="if they lie elsewhere now, say where by --shards"):
+        write_review(folder, tmp_path / "page.html")
+    assert write_review(folder, tmp_path / "page.html", shards=index.folder) == 30
+
+
 def test_nothing_but_a_review_page_is_overwritten(tmp_path, index):
     folder, page = audit(tmp_path / "audit", index), tmp_path / "page.html"
     assert write_review(folder, page) == write_review(folder, page) == 30
@@ -169,6 +178,12 @@ def test_a_click_through_with_filters_and_sets_exports_what_apply_reads(tmp_path
     opened(browser, made(tmp_path, index))
     Select(browser.find_element(By.ID, "by-attribute")).select_by_value("colour")
     assert shown(browser, "position") == "1 / 8"
+    assert shown(browser, "suggested") == "red|\u200bblue"  # where a line may end
+    browser.find_element(By.ID, "by-reason").send_keys("w")  # chosen by keys, which decide again afterwards
+    press(browser, "u")
+    assert shown(browser, "count") == "1 of 30 decided"
+    press(browser, "z")
+    Select(browser.find_element(By.ID, "by-reason")).select_by_index(0)
     values = browser.find_elements(By.CSS_SELECTOR, ".value")
     assert [value.get_attribute("aria-pressed") for value in values] == ["true", "false", "true"]
     values[0].click()  # red off

@@ -288,13 +288,23 @@ def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...], dict[str, U
 
 def _json_record(where: str, line: str) -> dict[str, object]:
     try:
-        record = json.loads(line, parse_float=str, object_pairs_hook=partial(_once_each, where))
+        record = json.loads(line, parse_float=_decimal, object_pairs_hook=partial(_once_each, where))
         json.dumps(record, ensure_ascii=False).encode()  # fails where half of a surrogate pair was written
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise UserError(f'{where}: expected an object such as {{"id": "A1"}}, one a line')
     return {name.strip(): value for name, value in record.items()}
+
+
+def _decimal(text: str) -> str:
+    """A number as it was written, but a whole one without decimals: a column of counts with gaps is written so.
+
+    >>> _decimal("2.0"), _decimal("2.50"), _decimal("1e3")
+    ('2', '2.50', '1e3')
+    """
+    whole, _, rest = text.partition(".")
+    return whole if rest and not rest.strip("0") else text
 
 
 def _once_each(where: str, pairs: list[tuple[str, object]]) -> dict[str, object]:

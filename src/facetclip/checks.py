@@ -115,7 +115,7 @@ def check_catalog(catalog: Catalog, schema: Schema, spec: CheckSpec) -> CheckRep
         splits = assign_splits(catalog, schema, seed=spec.seed, shares=spec.shares)
         gaps, counts = _gaps(table, labels, splits, spec), _per_split(splits)
     images = list(_images(table, spec))
-    problems += [*_alone(schema), *images, *(_gap_problem(gap, schema) for gap in gaps)]
+    problems += [*_alone(schema), *_unlabelled(schema, labels), *images, *(_gap_problem(gap, schema) for gap in gaps)]
     return CheckReport(
         name=catalog.name,
         rows=len(catalog),
@@ -159,6 +159,16 @@ def _identity(table: _Table) -> Iterator[Problem]:
             first[str(item)] = place
         if not (product or "").strip():
             yield table.problem(place, columns.product, "no_product", "every row needs a product", FATAL)
+
+
+def _unlabelled(schema: Schema, labels: dict[str, np.ndarray]) -> Iterator[Problem]:
+    """Attributes of which no cell says anything, so that nothing can be learned or measured."""
+    for name, attribute in schema.attributes.items():
+        if not (labels[name] >= 0).any():
+            message = (
+                f"no cell lists a value of {name}: nothing can be learned of it; fill some, or drop it from the schema"
+            )
+            yield Problem(WHOLE, "", attribute.column, "no_label", message, WARNING)
 
 
 def _alone(schema: Schema) -> Iterator[Problem]:

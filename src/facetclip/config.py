@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from facetclip.errors import UserError
 
@@ -313,6 +313,13 @@ class Tracking(Strict):
 
     experiment: str = "facetclip"
     register_as: str | None = None
+
+    @field_validator("register_as")
+    @classmethod
+    def _nameable(cls, name: str | None) -> str | None:
+        if name and (not name.strip() or set(name) & {"/", ":"}):
+            raise ValueError(f"MLflow takes no name with / or : in it for a registered model, found {name!r}")
+        return name
 
 
 class RunConfig(Strict):

@@ -8,7 +8,7 @@ one whose attribute cannot apply by now.
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +22,19 @@ from facetclip.cells import JOINT, json_text, with_cells
 from facetclip.config import closest
 from facetclip.errors import UserError
 from facetclip.files import write_whole
-from facetclip.labels import encode_cells, listed_text
+from facetclip.labels import as_spelled, encode_cells, listed_text, respelled
 from facetclip.rules import apply_rules, barred
-from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Attribute, Schema
+from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema
 from facetclip.spreadsheets import csv_of, separated
 from facetclip.suggestions import Correction, read_corrections
 
+LEFT = "left alone"
 Changes = dict[tuple[int, str], str]  # (place of the record, column) -> what the cell shall say
 
 
 @dataclass(frozen=True)
 class Applied:
-    """How many cells were changed, were confirmed as they are, and are left alone, since they say something else now or
-    cannot apply."""
+    """How many cells were changed, were confirmed as they are, and are left alone; the log says why."""
 
     changed: int
     confirmed: int
@@ -45,7 +45,7 @@ class Applied:
 class _Entry:
     """One line of the change log."""
 
-    row: int
+    row: int | str
     item_id: str
     column: str
     before: str
@@ -57,9 +57,9 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
     """Write the catalog in the file `source` to `out` with the accepted values of `corrections`, and every change to
     `log` (CSV).
 
-    UserError where a correction names an item, attribute or value that the catalog or its schema does not have, where
-    two contradict each other, where two attributes share a column, where `out` is of another kind of file or is the
-    catalog itself.
+    Values are spelled as the catalog spells them. UserError where a correction names an attribute or value that the
+    schema does not have, where none names an item of the catalog, where two contradict each other, where two attributes
+    share a column, where `out` is of another kind of file or is the catalog itself.
     """
     if not source.is_file():
         raise UserError(f"{source}: corrections go into a catalog file; found none there")
@@ -81,57 +81,80 @@ def apply_corrections(corrections: Path, source: Path, schema: Schema, out: Path
     return Applied(len(changes), confirmed, len(entries) - len(changes))
 
 
+class _Cells:
+    """The cells of a catalog: by the rules, as shards have them (`ruled`), and as they are to become (`labels`)."""
+
+    def __init__(self, catalog: Catalog, schema: Schema) -> None:
+        self.catalog, self.schema = catalog, schema
+        self.place_of = {item: place for place, item in enumerate(catalog.column(schema.columns.item))}
+        self.texts = {name: catalog.column(attribute.column) for name, attribute in schema.attributes.items()}
+        self.spelled = {name: as_spelled(each, self.texts[name]) for name, each in schema.attributes.items()}
+        said = encode_cells(catalog, schema)
+        self.ruled = apply_rules(said, schema)
+        self.labels = {name: column.copy() for name, column in said.items()}
+
+    def text(self, name: str, place: int) -> str:
+        """A cell as it is written."""
+        return self.texts[name][place] or ""
+
+    def says(self, name: str, place: int) -> str:
+        """What a cell says, as the schema spells it; its own words where the schema has none, "" where it is a gap."""
+        label = self.labels[name][place : place + 1]
+        return "" if label[0] == UNLABELLED else self._listed(name, label) or self.text(name, place)
+
+    def _listed(self, name: str, label: np.ndarray) -> str:
+        return listed_text(self.schema.attributes[name], label)[0] or ""
+
+    def objection(self, answer: Correction, place: int) -> str | None:
+        """Why a cell is left alone."""
+        name, listed = answer.attribute, answer.listed
+        ruled = self._listed(name, self.ruled[name][place : place + 1])  # a value that a rule put there
+        if listed != self.says(name, place) and not (ruled and listed == ruled):
+            if self.labels[name][place] == UNKNOWN_VALUE and not listed:
+                return f"the schema does not explain {self.text(name, place)!r}; add it as a value or an alias"
+            return f"was judged as {listed!r}"
+        attribute = self.schema.attributes[name]
+        never = attribute.encode(answer.value) in (UNLABELLED, attribute.not_applicable_label)
+        row = {other: column[place : place + 1] for other, column in self.labels.items()}
+        if not never and barred(self.schema, name, apply_rules(row, self.schema))[0]:
+            return "cannot apply, by the schema's rules"
+        return None
+
+    def change(self, answer: Correction, place: int) -> str:
+        """Take an answer over; what the cell shall say, as the table spells it."""
+        attribute = self.schema.attributes[answer.attribute]
+        self.labels[answer.attribute][place] = attribute.encode(answer.value)
+        return respelled(attribute, answer.value, self.spelled[answer.attribute])
+
+
 def _decided(path: Path, catalog: Catalog, schema: Schema) -> tuple[Changes, list[_Entry], int]:
     """What is to be changed, the change log, and how many cells are confirmed as they are.
 
     Attributes that others lean on come first: whether these apply is asked of the catalog as it will be.
     """
-    place_of = {item: place for place, item in enumerate(catalog.column(schema.columns.item))}
-    answers = [(_checked(each, f"{path.name}, row {row}", place_of, schema), each, row) for each, row in _once(path)]
-    answers.sort(key=lambda answered: schema.parents_first.index(answered[1].attribute))
-    columns = {attribute.column: catalog.column(attribute.column) for attribute in schema.attributes.values()}
-    labels = encode_cells(catalog, schema)
-    ruled = apply_rules(labels, schema)  # what the shards were made of, and so what was judged
-    labels = {name: column.copy() for name, column in labels.items()}
+    cells, answers = _Cells(catalog, schema), list(_once(path))
+    for answer, number in answers:
+        _check(answer, f"{path.name}, row {number}", schema)
+    if answers and not any(answer.item_id in cells.place_of for answer, _ in answers):
+        first, number = answers[0]
+        raise UserError(f"{path.name}, row {number}: the catalog has no item {first.item_id!r}, nor any other of them")
     changes: Changes = {}
-    entries: list[tuple[int, _Entry]] = []
+    entries: dict[int, _Entry] = {}
     confirmed = 0
-    for attribute, answer, number in answers:
-        if answer.value == answer.listed:
-            confirmed += answer.verdict != "unclear"
-            continue
-        place = place_of[answer.item_id]
-        before, mine = columns[attribute.column][place] or "", labels[answer.attribute]
-        now = _said(attribute, int(mine[place]), before)
-        if now == answer.value:
-            confirmed += 1
-            continue
-        label = attribute.encode(answer.value)
-        what = "changed"
-        if answer.listed not in (now, *listed_text(attribute, ruled[answer.attribute][place : place + 1])):
-            what = f"left alone: was judged as {answer.listed!r}"
-            if mine[place] == UNKNOWN_VALUE and not answer.listed:
-                what = f"left alone: the schema does not explain {before!r}; add it as a value or an alias"
-        elif answer.value and label != attribute.not_applicable_label and _barred(schema, answer, labels, place):
-            what = "left alone: cannot apply, by the schema's rules"
+    for answer, number in sorted(answers, key=lambda each: schema.parents_first.index(each[0].attribute)):
+        place, column = cells.place_of.get(answer.item_id), schema.attributes[answer.attribute].column
+        if answer.value == answer.listed or (place is not None and cells.says(answer.attribute, place) == answer.value):
+            confirmed += answer.verdict != "unclear" and place is not None
+        elif place is None:
+            entries[number] = _Entry("", answer.item_id, column, "", answer.value, f"{LEFT}: is in the catalog no more")
         else:
-            changes[place, attribute.column], mine[place] = answer.value, label
-        row = catalog.row_number(place)
-        entries.append((number, _Entry(row, answer.item_id, attribute.column, before, answer.value, what)))
-    return changes, [entry for _, entry in sorted(entries, key=lambda told: told[0])], confirmed
-
-
-def _said(attribute: Attribute, label: int, cell: str) -> str:
-    """What a cell says, as the schema spells it; its own words where the schema has none, "" where it is a gap."""
-    if label == UNLABELLED:
-        return ""
-    return listed_text(attribute, np.array([label]))[0] or cell
-
-
-def _barred(schema: Schema, answer: Correction, labels: Mapping[str, np.ndarray], place: int) -> bool:
-    """Whether what is answered cannot apply, as the rest of its row is."""
-    row = {name: column[place : place + 1] for name, column in labels.items()}
-    return bool(barred(schema, answer.attribute, apply_rules(row, schema))[0])
+            row, before, value = catalog.row_number(place), cells.text(answer.attribute, place), answer.value
+            objection = cells.objection(answer, place)
+            if objection is None:
+                value = changes[place, column] = cells.change(answer, place)
+            what = "changed" if objection is None else f"{LEFT}: {objection}"
+            entries[number] = _Entry(row, answer.item_id, column, before, value, what)
+    return changes, [entries[number] for number in sorted(entries)], confirmed
 
 
 def _once(path: Path) -> Iterator[tuple[Correction, int]]:
@@ -148,10 +171,8 @@ def _once(path: Path) -> Iterator[tuple[Correction, int]]:
             yield answer, number
 
 
-def _checked(answer: Correction, where: str, place_of: Mapping[str | None, int], schema: Schema) -> Attribute:
-    """The attribute of an answer that fits the catalog and its schema."""
-    if answer.item_id not in place_of:
-        raise UserError(f"{where}: the catalog has no item {answer.item_id!r}")
+def _check(answer: Correction, where: str, schema: Schema) -> None:
+    """UserError where an answer does not fit the schema, or contradicts itself."""
     if answer.attribute not in schema.attributes:
         names = schema.names
         raise UserError(f"{where}: no attribute {answer.attribute!r}{closest(answer.attribute, names)}")
@@ -166,7 +187,6 @@ def _checked(answer: Correction, where: str, place_of: Mapping[str | None, int],
         if value and value not in attribute.values:
             known = ", ".join(attribute.values)
             raise UserError(f"{where}: {value!r} is no value of {answer.attribute}; expected one of {known}")
-    return attribute
 
 
 def _rewritten(source: Path, catalog: Catalog, changes: Changes) -> bytes:

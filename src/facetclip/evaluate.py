@@ -157,7 +157,7 @@ def evaluate_reader(
 
 def _reader(model: str, index: ShardIndex) -> tuple[str, AttributeReader]:
     source = pinned(model)
-    return source, _on_device(reader_for(resolve_model(source), index.schema))
+    return source, _on_device(reader_for(resolve_model(source), index.schema, name=source))
 
 
 def _start(

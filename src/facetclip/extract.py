@@ -28,6 +28,7 @@ from facetclip.catalog import Catalog
 from facetclip.collectives import close_at_exit
 from facetclip.errors import UserError
 from facetclip.images import BadImage, reasons, verdict
+from facetclip.index import INDEX_NAME
 from facetclip.labels import listed_text
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output
@@ -225,17 +226,26 @@ def _answers(attribute: Attribute, probabilities: np.ndarray, excluded: np.ndarr
 
 
 def _refuse_others(job: _Job) -> None:
-    """UserError when the folder holds a manifest or part of another request."""
-    names = [name for name in job.out.names() if name == MANIFEST or PART.fullmatch(name)]
-    asked = asdict(job.request)
+    """UserError when the folder holds a manifest or part of another request, shards, or files of these names alone that
+    no extraction wrote."""
+    there, asked = job.out.names(), asdict(job.request)
+    names = [name for name in there if name == MANIFEST or PART.fullmatch(name)]
+    if INDEX_NAME in there:
+        raise UserError(f"{job.out}: holds shards; use another --out")
     with ThreadPoolExecutor(READERS, thread_name_prefix="look") as pool:
-        for name, answered in zip(names, pool.map(partial(_request_of, job.out), names), strict=True):
-            if answered is not None and answered != asked:
-                differs = ", ".join(fact for fact in asked if answered.get(fact) != asked[fact])
-                raise UserError(
-                    f"{job.out.spot(name)}: answers another request (other {differs}); use another --out, or delete "
-                    "this one"
-                )
+        requests = list(pool.map(partial(_request_of, job.out), names))
+    for name, answered in zip(names, requests, strict=True):
+        if answered is not None and answered != asked:
+            differs = ", ".join(fact for fact in asked if answered.get(fact) != asked[fact])
+            raise UserError(
+                f"{job.out.spot(name)}: answers another request (other {differs}); use another --out, or delete "
+                "this one"
+            )
+    if names and asked not in requests:
+        raise UserError(
+            f"{job.out.spot(names[0])}: is nothing that facetclip extract wrote, or is damaged; use another --out, or "
+            "delete it"
+        )
 
 
 def _request_of(out: Output, name: str) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from facetclip.catalog import Catalog, form_of, read_catalog
 from facetclip.cells import with_cells
 from facetclip.errors import UserError
 from facetclip.extract import MANIFEST
-from facetclip.labels import encode_cells, labels_of, listed_text
+from facetclip.labels import as_spelled, encode_cells, labels_of, listed_text, respelled
 from facetclip.metrics import listed_values
 from facetclip.model import ModelCard
 from facetclip.outputs import Output, clear, open_output, parted, written_before
@@ -161,8 +161,13 @@ def _read(
     """
     whole = pa.concat_tables([_part(scores, part) for part in parts])
     place = {item: row for row, item in enumerate(table.column(schema.columns.item))}
-    if strange := next((item for item in whole.column("item_id").to_pylist() if item not in place), None):
-        raise UserError(f"{table.name}: has no item {strange!r}, which {scores} reads; give the catalog it was made of")
+    items = whole.column("item_id")
+    there = pc.call_function("is_in", [items], pc.SetLookupOptions(pa.array([*place], items.type)))
+    whole, first = whole.filter(there), items[0].as_py() if len(items) else None
+    if first is not None and not len(whole):
+        raise UserError(
+            f"{table.name}: has no item {first!r}, nor any other that {scores} reads; give the catalog it was made of"
+        )
     products = _products(table, schema)
     found = {}
     for name, attribute in schema.attributes.items():
@@ -261,8 +266,9 @@ def _filled(table: Catalog, suffix: str, schema: Schema, decided: dict[str, _Dec
         new = np.flatnonzero(decided[name].new).tolist()
         words = listed_text(attribute, decided[name].label[new])
         texts = table.column(attribute.column)
+        spelled = as_spelled(attribute, texts)
         for row, word in zip(new, words, strict=True):
-            texts[row] = word
+            texts[row] = None if word is None else respelled(attribute, word, spelled)
         cells |= {attribute.column: texts} if new else {}
     return with_cells(table.table if suffix == ".csv" else table.original, cells)
 

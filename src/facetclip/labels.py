@@ -1,11 +1,14 @@
 """From cells to labels and back: what a cell says by the schema, and how a label is written into one."""
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import pyarrow as pa
 
 from facetclip.catalog import Catalog
 from facetclip.rules import apply_rules
-from facetclip.schema import Attribute, Schema
+from facetclip.schema import Attribute, Schema, spelling
 
 
 def encode_labels(catalog: Catalog, schema: Schema) -> dict[str, np.ndarray]:
@@ -46,6 +49,28 @@ def listed_text(attribute: Attribute, labels: np.ndarray) -> list[str | None]:
         if mask >= 0
     }
     return [text.get(label) for label in labels.tolist()]
+
+
+def as_spelled(attribute: Attribute, cells: Iterable[str | None]) -> dict[str, str]:
+    """Value -> how a table's `cells` spell it mostly: in another case, with other gaps and hyphens than the schema.
+
+    >>> sleeve = Attribute(column="sleeve", values=("long", "three quarter", "none"), aliases={"LS": "long"})
+    >>> as_spelled(sleeve, ["Long", "LS", "LS", "Three-Quarter", None])
+    {'long': 'Long', 'three quarter': 'Three-Quarter', 'none': 'none'}
+    """
+    values = {spelling(value): value for value in attribute.values}
+    met: dict[str, Counter[str]] = {value: Counter() for value in attribute.values}
+    for cell, count in Counter(cells).items():
+        for part in (cell or "").split(attribute.separator) if attribute.separator else [cell or ""]:
+            if (value := values.get(spelling(part))) is not None:
+                met[value][part.strip()] += count
+    return {value: found.most_common(1)[0][0] if found else value for value, found in met.items()}
+
+
+def respelled(attribute: Attribute, text: str, spelled: Mapping[str, str]) -> str:
+    """A text of the schema's values in a table's own spelling (`as_spelled`)."""
+    parts = text.split(attribute.separator) if attribute.separator else [text]
+    return str(attribute.separator or "").join(spelled.get(part, part) for part in parts)
 
 
 def labels_of(attribute: Attribute, listed: np.ndarray) -> np.ndarray:

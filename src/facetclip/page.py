@@ -10,4 +10,5 @@ def render(template: str, **content: Any) -> str:
 
     text = resources.files("facetclip").joinpath(template).read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters["breakable"] = lambda text: text.replace("|", "|\u200b")  # a line may end between values
     return page.from_string(text).render(content)

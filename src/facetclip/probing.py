@@ -43,6 +43,8 @@ def folds_of(products: np.ndarray, folds: int, *, seed: int) -> np.ndarray:
     """The fold of each item [n]: products are dealt out at random, all items of one to the same. UserError where there
     are fewer products than folds."""
     count = int(products.max(initial=-1)) + 1
+    if count < 2:
+        raise UserError("all items are of one product, so none could judge it; an audit needs two products at least")
     if not 2 <= folds <= count:
         raise UserError(f"folds: expected 2 to {count}, the number of products, found {folds}")
     return np.random.default_rng(seed).permutation(count)[products] % folds

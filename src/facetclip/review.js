@@ -67,7 +67,7 @@
   };
 
   const side = (name, value, probability, empty) => {
-    byId(name).textContent = value || empty;
+    byId(name).textContent = value ? value.replaceAll("|", "|\u200B") : empty; // a line may end between values
     byId(name).classList.toggle("silent", !value);
     byId(`${name}-probability`).textContent = percent(probability);
     byId(`${name}-bar`).style.width = `${100 * (probability || 0)}%`;
@@ -224,7 +224,10 @@
 
   const options = (id, names) => {
     for (const [value, text] of names) byId(id).add(new Option(text, value));
-    byId(id).addEventListener("change", filter);
+    byId(id).addEventListener("change", () => {
+      filter();
+      byId(id).blur(); // or the next keys would choose in the list, and decide nothing
+    });
   };
   const counted = (key, words) => {
     const counts = new Map();

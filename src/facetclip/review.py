@@ -32,7 +32,10 @@ def write_review(folder: Path, out: Path, *, shards: Path | str | None = None, m
     """
     _check_page(out)
     found = read_suggestions(folder)
-    index = open_index(shards or found.shards)
+    try:
+        index = open_index(shards or found.shards)
+    except UserError as error:
+        raise UserError(f"{error}{'' if shards else '; if they lie elsewhere now, say where by --shards'}") from error
     if index.digest != found.data_digest:
         raise UserError(f"{index.store}: not the data that {folder} is about; give its shards by --shards")
     cells = found.cells[:most]

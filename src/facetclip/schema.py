@@ -52,7 +52,7 @@ class Attribute(Strict):
     """
 
     column: Text
-    values: Annotated[tuple[Text, ...], Field(min_length=2)]
+    values: tuple[Text, ...]
     aliases: dict[Text, Text] = {}
     unlabelled: tuple[Text, ...] = ()
     not_applicable: tuple[Text, ...] = ()
@@ -65,6 +65,8 @@ class Attribute(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Attribute":
+        if len(self.values) < 2:
+            raise ValueError(f"expected two values at least, found {list(self.values)}: leave the attribute out")
         known = {spelling(value): value for value in self.values}
         if len(known) < len(self.values):
             raise ValueError(f"two of the values {list(self.values)} are the same but for spelling")

@@ -72,8 +72,8 @@ class Scores:
         return Scores(self.rows[places], ids, self.schema, probabilities, {})
 
 
-def reader_for(source: str, schema: Schema, *, some: bool = False) -> AttributeReader:
-    """The model in `source`, reading the attributes of `schema`.
+def reader_for(source: str, schema: Schema, *, some: bool = False, name: str | None = None) -> AttributeReader:
+    """The model in `source`, which messages call `name`, reading the attributes of `schema`.
 
     A fine-tuned model reads by its own prompts; its attributes and values must be those of `schema`, in their order, or
     with `some` share some with it (see `Scores.of`), or it is a UserError. A model that was never fine-tuned (a plain
@@ -86,8 +86,8 @@ def reader_for(source: str, schema: Schema, *, some: bool = False) -> AttributeR
         return load_model(source)
     if card.schema is None or card.start is None:
         return load_model(source, schema)
-    advice = "; use data of the model's schema, or train a model on this data"
-    raise UserError(f"model {source!r} reads {difference}{'' if some else advice}")
+    advice = "; use data of the model's schema, or train a model on this data (facetclip promote compares with it)"
+    raise UserError(f"model {name or source!r} reads {difference}{'' if some else advice}")
 
 
 def _difference(model: Schema, data: Schema) -> str | None:
