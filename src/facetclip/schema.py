@@ -65,11 +65,7 @@ class Attribute(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Attribute":
-        if len(self.values) < 2:
-            raise ValueError(f"expected two values at least, found {list(self.values)}: leave the attribute out")
-        known = {spelling(value): value for value in self.values}
-        if len(known) < len(self.values):
-            raise ValueError(f"two of the values {list(self.values)} are the same but for spelling")
+        self._check_values()
         for alias, value in self.aliases.items():
             if value not in self.values:
                 raise ValueError(
@@ -81,13 +77,19 @@ class Attribute(Strict):
         for template in (*_texts(self.template), *_texts(self.read_template or ())):
             if "{value}" not in template:
                 raise ValueError(f"template {template!r} must contain {{value}}")
+        self._check_not_applicable()
+        self._check_words()
+        return self
+
+    def _check_values(self) -> None:
+        if len(self.values) < 2:
+            raise ValueError(f"expected two values at least, found {list(self.values)}: leave the attribute out")
+        if len({spelling(value) for value in self.values}) < len(self.values):
+            raise ValueError(f"two of the values {list(self.values)} are the same but for spelling")
         if self.separator and len(self.values) > MOST_MULTI_VALUES:
             raise ValueError(
                 f"a multi-valued attribute takes at most {MOST_MULTI_VALUES} values, found {len(self.values)}"
             )
-        self._check_not_applicable()
-        self._check_words()
-        return self
 
     def _check_words(self) -> None:
         seen: dict[str, tuple[str, int]] = {}
