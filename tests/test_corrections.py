@@ -352,6 +352,14 @@ def test_numbers_and_truths_of_json_lines_stay_what_they_are(tmp_path):
     ]
 
 
+def test_numbers_beside_a_corrected_cell_stay_as_they_were_written(tmp_path):
+    row = '{"id": "a", "product": 1.10, "image": "i", "category": "shirt", "sleeve": "long", "colour": ["red"]'
+    row += ', "n": [1e3, 2.50]}'
+    source = shop(tmp_path, row, "s.jsonl")
+    apply(tmp_path, source, "a,sleeve,long,short,accept,short")
+    assert (tmp_path / "fixed.jsonl").read_text() == row.replace("long", "short")
+
+
 def test_semicolons_stay_semicolons(tmp_path):
     source = shop(tmp_path, CATALOG.replace(",", ";"))
     apply(tmp_path, source, "a,sleeve,long,short,accept,short")

@@ -279,6 +279,8 @@ def test_a_folder_of_another_request_is_refused_with_what_differs(tmp_path, inde
     ("name", "content", "message"),
     [
         ("manifest.json", b'{"a": 1}', "is nothing that facetclip extract wrote"),
+        ("manifest.json", b"[]", "is nothing that facetclip extract wrote"),
+        ("manifest.json", b'{"request": "GET /"}', "is nothing that facetclip extract wrote"),
         ("part-000000.parquet", b"id,product\n", "is nothing that facetclip extract wrote"),
         ("index.parquet", b"", "holds shards"),
     ],

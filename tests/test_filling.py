@@ -319,7 +319,7 @@ def test_what_cannot_be_filled_is_said_and_nothing_is_written(shop, monkeypatch)
         fill(scores, catalog, schema, out, FillSpec())
     schema.write_text(SCHEMA_TOML)
     (shop / "other.csv").write_text((shop / "shop.csv").read_text().replace("item ", "thing "))
-    with pytest.raises(UserError, match=r"other.csv: has no item 'item 0', nor any other"):
+    with pytest.raises(UserError, match=r"other.csv: has no item 'item 0', nor 7 others of the 8"):
         fill(scores, str(shop / "other.csv"), schema, out, FillSpec())
     fill(scores, catalog, schema, shop / "once.csv", FillSpec())
     with pytest.raises(UserError, match="has a column 'category_source' already"):
@@ -346,7 +346,7 @@ def test_a_column_that_was_renamed_since_the_extraction_is_read_by_its_new_name(
     assert fill(scores, str(catalog), schema, shop / "after.csv", FillSpec()) == before
 
 
-def test_items_that_left_the_catalog_since_hold_up_nothing_and_cells_are_spelled_as_its_own(shop, monkeypatch):
+def test_items_that_left_the_catalog_since_hold_up_nothing_and_cells_are_spelled_as_its_own(shop, monkeypatch, capsys):
     scores, schema, lines = (
         extracted(shop, monkeypatch),
         shop / "schema.toml",
@@ -354,7 +354,9 @@ def test_items_that_left_the_catalog_since_hold_up_nothing_and_cells_are_spelled
     )
     fill(scores, str(shop / "shop.csv"), schema, shop / "all.csv", FillSpec())
     (shop / "less.csv").write_text("\n".join(lines[:-1]).replace("pants", "Pants").replace("red", "RED") + "\n")
+    capsys.readouterr()
     fill(scores, str(shop / "less.csv"), schema, shop / "filled.csv", FillSpec())
+    assert "less.csv: has no item 'item 7', 1 in all of the 8 that" in capsys.readouterr().err
     before, after = rows_of(shop / "all.csv")[:-1], rows_of(shop / "filled.csv")
     spelled = {"pants": "Pants", "red": "RED"}
     for name in ("category", "colour"):

@@ -116,7 +116,7 @@ def test_what_it_still_reads_elsewhere_has_a_budget(kept: float, promoted: bool)
     assert ("on other shards it may have lost more than 0.05" in decision.reason) == (not promoted)
 
 
-@pytest.mark.parametrize(("right", "promoted"), [(0.8, False), (0.94, True)])
+@pytest.mark.parametrize(("right", "promoted"), [(0.8, False), (0.84, False), (0.89, False), (0.94, True)])
 def test_a_value_that_the_champion_does_not_know_hides_no_loss_in_the_others(right: float, promoted: bool) -> None:
     """The fourth value of four is new: the champion never reads it, and is right in 95% of the others."""
     attribute = Attribute(column="sleeve", values=("long", "short", "none", "bell"))

@@ -288,7 +288,7 @@ def _read_json_lines(path: Path) -> tuple[pa.Table, tuple[int, ...], dict[str, U
 
 def _json_record(where: str, line: str) -> dict[str, object]:
     try:
-        record = json.loads(line, parse_float=_decimal, object_pairs_hook=partial(_once_each, where))
+        record = json.loads(line, parse_float=decimal, object_pairs_hook=partial(_once_each, where))
         json.dumps(record, ensure_ascii=False).encode()  # fails where half of a surrogate pair was written
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON: {error}") from error
@@ -297,14 +297,15 @@ def _json_record(where: str, line: str) -> dict[str, object]:
     return {name.strip(): value for name, value in record.items()}
 
 
-def _decimal(text: str) -> str:
-    """A number as it was written, but a whole one without decimals: a column of counts with gaps is written so.
+def decimal(text: str) -> str:
+    """A number of JSON as it was written, but a whole one without decimals, as Parquet's are read: counts with gaps
+    are written so.
 
-    >>> _decimal("2.0"), _decimal("2.50"), _decimal("1e3")
-    ('2', '2.50', '1e3')
+    >>> decimal("2.0"), decimal("2.50"), decimal("1e3"), decimal("-0.0")
+    ('2', '2.50', '1e3', '0')
     """
     whole, _, rest = text.partition(".")
-    return whole if rest and not rest.strip("0") else text
+    return str(int(whole)) if rest and not rest.strip("0") else text
 
 
 def _once_each(where: str, pairs: list[tuple[str, object]]) -> dict[str, object]:

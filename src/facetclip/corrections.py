@@ -8,6 +8,7 @@ one whose attribute cannot apply by now.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, form_of, read_catalog, text_of
+from facetclip.catalog import JSON_LINES, SEPARATORS, Catalog, decimal, form_of, read_catalog, text_of
 from facetclip.cells import JOINT, json_text, with_cells
 from facetclip.config import closest
 from facetclip.errors import UserError
@@ -29,6 +30,7 @@ from facetclip.spreadsheets import csv_of, separated
 from facetclip.suggestions import Correction, read_corrections
 
 LEFT = "left alone"
+NUMBER = "\ue0f7"  # a letter of nobody's, about the place of a number that is to stay as it was written
 Changes = dict[tuple[int, str], str]  # (place of the record, column) -> what the cell shall say
 
 
@@ -213,11 +215,26 @@ def _json_lines(source: Path, catalog: Catalog, changes: Changes) -> bytes:
     holds = _kinds([json.loads(line) for line in lines if line.strip()] if changes else [])
     for (place, column), value in changes.items():
         number = catalog.row_number(place) - 1
-        record = json.loads(lines[number])
-        written = next((name for name in record if name.strip() == column), column)
-        told = _typed(value, holds[column]) if value else None
-        lines[number] = json.dumps(record | {written: told}, ensure_ascii=False)
+        lines[number] = _with(lines[number], column, _typed(value, holds[column]) if value else None)
     return "\n".join(lines).encode("utf-8")
+
+
+def _with(line: str, column: str, value: Any) -> str:
+    """A JSON object in which one value is another, and every number is written as it was.
+
+    >>> _with('{"id": 1.10, "lid": true}', "lid", False)
+    '{"id": 1.10, "lid": false}'
+    """
+    numbers: list[str] = []
+
+    def kept(text: str) -> str:
+        numbers.append(text)
+        return f"{NUMBER}{len(numbers) - 1}{NUMBER}"
+
+    record = json.loads(line, parse_float=kept)
+    written = next((name for name in record if name.strip() == column), column)
+    changed = json.dumps(record | {written: value}, ensure_ascii=False)
+    return re.sub(rf'"{NUMBER}(\d+){NUMBER}"', lambda found: numbers[int(found[1])], changed)
 
 
 def _kinds(records: list[dict[str, Any]]) -> dict[str, set[type]]:
@@ -240,7 +257,8 @@ def _typed(text: str, holds: set[type]) -> Any:
     if str not in holds:
         with suppress(ValueError):
             read: list[Any] = [json.loads(part) for part in parts]
-            parts = read if [json_text(each) for each in read] == parts else parts  # 2.50 would be read back as 2.5
+            back = [json_text(json.loads(json.dumps(each), parse_float=decimal)) for each in read]
+            parts = read if back == parts else parts  # 2.50 would be read back as 2.5
     return parts if list in holds else parts[0]
 
 

@@ -235,30 +235,34 @@ def _refuse_others(job: _Job) -> None:
     with ThreadPoolExecutor(READERS, thread_name_prefix="look") as pool:
         requests = list(pool.map(partial(_request_of, job.out), names))
     for name, answered in zip(names, requests, strict=True):
-        if answered is not None and answered != asked:
+        if answered and answered != asked:
             differs = ", ".join(fact for fact in asked if answered.get(fact) != asked[fact])
             raise UserError(
                 f"{job.out.spot(name)}: answers another request (other {differs}); use another --out, or delete "
                 "this one"
             )
-    if names and asked not in requests:
+    if None in requests and asked not in requests:
+        strange = job.out.spot(names[requests.index(None)])
         raise UserError(
-            f"{job.out.spot(names[0])}: is nothing that facetclip extract wrote, or is damaged; use another --out, or "
-            "delete it"
+            f"{strange}: is nothing that facetclip extract wrote, or is damaged; use another --out, or delete it"
         )
 
 
 def _request_of(out: Output, name: str) -> dict[str, Any] | None:
-    """The request that a part or manifest answers; None when the file is damaged, or gone, to be written again."""
+    """The request that a part or manifest answers, {} where the file is gone meanwhile; None when it is damaged, or is
+    somebody else's."""
     try:
         if name == MANIFEST:
-            return json.loads(out.read(name))["request"]
+            found = json.loads(out.read(name))["request"]
+            return found if isinstance(found, dict) else None
         try:
             facts = pq.read_schema(pa.BufferReader(out.read(name, FOOT))).metadata
         except pa.ArrowException:  # perhaps it says so much
             facts = pq.read_schema(pa.BufferReader(out.read(name))).metadata
         return json.loads((facts or {})[b"request"])
-    except (Absent, pa.ArrowException, OSError, KeyError, ValueError):
+    except Absent:
+        return {}
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -35,6 +35,7 @@ from facetclip.remote import Absent
 from facetclip.rules import apply_rules, barred
 from facetclip.schema import UNKNOWN_VALUE, UNLABELLED, Schema, read_schema
 from facetclip.spreadsheets import Form, separated
+from facetclip.tracking import say
 
 SOURCE, CONFIDENCE = "source", "confidence"  # of a cell, in columns beside its own
 TABLE, PHOTO, PRODUCT = "table", "photo", "product"  # of the product: its other rows list it, too
@@ -161,13 +162,7 @@ def _read(
     """
     whole = pa.concat_tables([_part(scores, part) for part in parts])
     place = {item: row for row, item in enumerate(table.column(schema.columns.item))}
-    items = whole.column("item_id")
-    there = pc.call_function("is_in", [items], pc.SetLookupOptions(pa.array([*place], items.type)))
-    whole, first = whole.filter(there), items[0].as_py() if len(items) else None
-    if first is not None and not len(whole):
-        raise UserError(
-            f"{table.name}: has no item {first!r}, nor any other that {scores} reads; give the catalog it was made of"
-        )
+    whole = _still_there(whole, place, scores, table)
     products = _products(table, schema)
     found = {}
     for name, attribute in schema.attributes.items():
@@ -181,6 +176,25 @@ def _read(
         answer = labels_of(attribute, shown)
         found[name] = _placed(len(table), rows, _Read(answer, sure, (word >= 0) & (answer == word)))
     return found
+
+
+def _still_there(whole: pa.Table, place: Mapping[str | None, int], scores: Output, table: Catalog) -> pa.Table:
+    """The scores of those items that are in the catalog by now, with a word about the others; UserError where these are
+    the most."""
+    read = pc.call_function("unique", [whole.column("item_id")]).to_pylist()
+    gone = [item for item in read if item not in place]
+    if 2 * len(gone) > len(read):
+        raise UserError(
+            f"{table.name}: has no item {gone[0]!r}, nor {len(gone) - 1} others of the {len(read)} that {scores} "
+            "reads; give the catalog it was made of"
+        )
+    if not gone:
+        return whole
+    say(
+        f"{table.name}: has no item {gone[0]!r}, {len(gone)} in all of the {len(read)} that {scores} reads; "
+        "the others count"
+    )
+    return whole.filter(~pc.field("item_id").isin(gone))
 
 
 def _products(table: Catalog, schema: Schema) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from facetclip.intervals import FEWEST_PRODUCTS, Estimate, Tally, among, draws, estimate, mean_draws, numbers_of
 
 MEASURE = "macro_f1"
+RECALL = "balanced_accuracy"  # which items of values that one of two does not know have no part in
 KEPT = "accuracy"  # what is measured on other shards
 
 
@@ -64,7 +65,7 @@ def decide(challenger: Examined, champion: Examined | None, policy: Policy) -> D
     """Whether `challenger` is to follow `champion`. Whatever is missing or is no number refuses.
 
     Attributes that the champion does not read count neither way. Values that it does not know, since they are new or
-    have another name, it never reads, which counts in the mean; by the margin it is compared in all others.
+    have another name, it never reads, which counts in the mean; the margin is then of the mean recall of all others.
     """
     refusal = _unusable(challenger, "challenger") or _lacking(challenger) or _too_few(challenger, policy.least)
     if champion is not None:
@@ -86,7 +87,8 @@ def _compared(challenger: Examined, champion: Examined, policy: Policy) -> Decis
     whole = [{name: each.tallies[name] for name in names} for each in (challenger, champion)]
     known = [{name: _known(each[name], champion.unknown.get(name, {})) for name in names} for each in whole]
     *means, ours, theirs = draws([*whole, *known])
-    differences = {name: estimate(ours[name][MEASURE] - theirs[name][MEASURE]) for name in names}
+    measures = {name: RECALL if champion.unknown.get(name) else MEASURE for name in names}
+    differences = {name: estimate(ours[name][each] - theirs[name][each]) for name, each in measures.items()}
     our_mean, their_mean = (mean_draws(each)[MEASURE] for each in means)
     mean, kept = estimate(our_mean - their_mean), _kept(challenger, champion)
     against = [

@@ -67,7 +67,8 @@
   };
 
   const side = (name, value, probability, empty) => {
-    byId(name).textContent = value ? value.replaceAll("|", "|\u200B") : empty; // a line may end between values
+    const parts = (value || empty).split(/(?<=[|;,/])/);
+    byId(name).replaceChildren(...parts.flatMap((part) => [part, document.createElement("wbr")])); // a line may end there
     byId(name).classList.toggle("silent", !value);
     byId(`${name}-probability`).textContent = percent(probability);
     byId(`${name}-bar`).style.width = `${100 * (probability || 0)}%`;
@@ -209,6 +210,7 @@
     z: undo, Backspace: undo, e: save, Enter: saveSet,
   };
   document.addEventListener("keydown", (event) => {
+    if (event.target.tagName === "SELECT" && ["Enter", "Escape"].includes(event.key)) event.target.blur();
     if (event.target.tagName === "SELECT" || event.metaKey || event.altKey) return;
     if (event.ctrlKey && event.key !== "z") return;
     if (event.key === "Enter" && event.target.tagName === "BUTTON") return;
@@ -224,9 +226,13 @@
 
   const options = (id, names) => {
     for (const [value, text] of names) byId(id).add(new Option(text, value));
+    // Once it is chosen keys decide again: after a click, and where keys choose after Enter.
+    let clicked = false;
+    byId(id).addEventListener("pointerdown", () => { clicked = true; });
+    byId(id).addEventListener("keydown", () => { clicked = false; });
     byId(id).addEventListener("change", () => {
       filter();
-      byId(id).blur(); // or the next keys would choose in the list, and decide nothing
+      if (clicked) byId(id).blur();
     });
   };
   const counted = (key, words) => {
