@@ -30,21 +30,24 @@ from facetclip.suggestions import Suggestion, Suggestions, write_suggestions
 
 ASKED = 200  # decisions that are timed, in each of two states
 OPENINGS = 5
-SHOWN = """
-const [done] = arguments;
-const frames = () => requestAnimationFrame(() => requestAnimationFrame(done));
-document.querySelector("#picture").decode().then(frames);
+DECODED = """
+// Chromium may refuse to decode a photo that it has just been given; then it is asked again.
+const decoded = () => document.querySelector("#picture").decode().catch(() => new Promise(setTimeout).then(decoded));
 """
-DECIDE = """
+SHOWN = f"""{DECODED}
+const [done] = arguments;
+decoded().then(() => requestAnimationFrame(() => requestAnimationFrame(done)));
+"""
+DECIDE = f"""{DECODED}
 const [count, done] = arguments;
 const taken = [];
-const next = async () => {
+const next = async () => {{
   if (taken.length === count) return done(taken);
   const began = performance.now();
-  document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "yn"[taken.length % 2], bubbles: true }));
-  await document.querySelector("#picture").decode();
-  requestAnimationFrame(() => setTimeout(() => { taken.push(performance.now() - began); next(); }));
-};
+  document.body.dispatchEvent(new KeyboardEvent("keydown", {{ key: "yn"[taken.length % 2], bubbles: true }}));
+  await decoded();
+  requestAnimationFrame(() => setTimeout(() => {{ taken.push(performance.now() - began); next(); }}));
+}};
 next();
 """
 ALL_BUT = """
