@@ -83,13 +83,7 @@ def mean_number(examined: Examined) -> float:
 
 
 def _compared(challenger: Examined, champion: Examined, policy: Policy) -> Decision:
-    names = list(champion.tallies)
-    whole = [{name: each.tallies[name] for name in names} for each in (challenger, champion)]
-    known = [{name: _known(each[name], champion.unknown.get(name, {})) for name in names} for each in whole]
-    *means, ours, theirs = draws([*whole, *known])
-    measures = {name: RECALL if champion.unknown.get(name) else MEASURE for name in names}
-    differences = {name: estimate(ours[name][each] - theirs[name][each]) for name, each in measures.items()}
-    our_mean, their_mean = (mean_draws(each)[MEASURE] for each in means)
+    (our_mean, their_mean), differences = _differences(challenger, champion)
     mean, kept = estimate(our_mean - their_mean), _kept(challenger, champion)
     against = [
         f"{name} may be worse by more than {policy.margin:g}: {told(difference)}"
@@ -104,6 +98,17 @@ def _compared(challenger: Examined, champion: Examined, policy: Policy) -> Decis
     numbers = f"mean macro-F1 {our_mean[0]:.4f}, the champion's is {their_mean[0]:.4f}"
     reason = "; ".join([*against, numbers]) if against else f"{numbers}: {told(mean)}"
     return Decision(not against, reason, differences=differences, mean=mean, kept=kept)
+
+
+def _differences(challenger: Examined, champion: Examined) -> tuple[list[np.ndarray], dict[str, Estimate]]:
+    """Both means in every draw, the challenger's first, and what it has more in each attribute."""
+    names = list(champion.tallies)
+    whole = [{name: each.tallies[name] for name in names} for each in (challenger, champion)]
+    known = [{name: _known(each[name], champion.unknown.get(name, {})) for name in names} for each in whole]
+    *means, ours, theirs = draws([*whole, *known])
+    measures = {name: RECALL if champion.unknown.get(name) else MEASURE for name in names}
+    differences = {name: estimate(ours[name][each] - theirs[name][each]) for name, each in measures.items()}
+    return [mean_draws(each)[MEASURE] for each in means], differences
 
 
 def told(difference: Estimate) -> str:
