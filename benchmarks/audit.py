@@ -6,10 +6,7 @@ writes the corrected catalog. A model is fine-tuned on the catalog before and af
 """
 
 import argparse
-import contextlib
 import csv
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +14,15 @@ import numpy as np
 import torch
 from benchmarks.filling import trained
 from benchmarks.measuring import environment, write_result
-from benchmarks.quality.catalogs import GARMENTS_SCHEMA, SHARES, truth_of
+from benchmarks.quality.catalogs import GARMENTS_SCHEMA, SHARES, of_each, right, truth_of
 
 from facetclip.audit import AuditSpec, audit
 from facetclip.catalog import read_catalog
 from facetclip.corrections import apply_corrections
 from facetclip.index import INDEX_NAME, ShardIndex, open_index
 from facetclip.learning_curve import spread
-from facetclip.metrics import listed_values, macro_f1, read_values
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.schema import Schema, read_schema
-from facetclip.scores import score_rows
 from facetclip.shards import ShardSpec, build_shards
 from facetclip.suggestions import Suggestion, read_suggestions
 from facetclip.tables import text_table
@@ -63,14 +58,7 @@ def judged(queue: list[Suggestion], truth: dict[str, dict[str, str]], out: Path)
 
 def worth(index: ShardIndex, truth: dict[str, np.ndarray], work: Path, seed: int) -> float:
     """Mean macro-F1 against the truth, on the test split, of a model fine-tuned on the shards."""
-    rows = index.rows("test")
-    scores = score_rows(trained(index, work / "run", seed), index, rows)
-    each = []
-    for name, attribute in index.schema.attributes.items():
-        listed = listed_values(attribute, truth[name][rows])
-        told = listed.any(axis=1)
-        each.append(macro_f1(listed[told], read_values(attribute, scores.probabilities[name][told])))
-    return float(np.mean(each))
+    return right(trained(index, work / "run", seed), index, truth, index.rows("test"))
 
 
 def measured(work: Path, seed: int) -> dict[str, Any]:
@@ -111,15 +99,7 @@ def main() -> None:
     parser.add_argument("--catalogs", nargs="+", type=int, default=[1, 2, 3])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
-    for seed in args.catalogs:
-        done = args.work / f"done-{seed}.json"
-        if not done.is_file():
-            with contextlib.redirect_stdout(io.StringIO()):
-                result = measured(args.work, seed)
-            write_result(done, result)
-        found.append(json.loads(done.read_text()))
-        print(found[-1], flush=True)
+    found = of_each(args.work, args.catalogs, measured)
     gains = [each["macro-F1"]["after"] - each["macro-F1"]["before"] for each in found]
     rows = [
         ["precision among as many as planted", str(spread([each["precision at planted"] for each in found]))],

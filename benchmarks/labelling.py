@@ -8,10 +8,7 @@ number. All are held against the truth of photos of other products.
 """
 
 import argparse
-import contextlib
 import csv
-import io
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +19,15 @@ import torch
 from benchmarks.audit import cells_of
 from benchmarks.filling import trained
 from benchmarks.measuring import environment, write_result
-from benchmarks.quality.catalogs import GARMENTS_SCHEMA, truth_of
+from benchmarks.quality.catalogs import GARMENTS_SCHEMA, of_each, right, truth_of
 
 from facetclip import label_next as next_module
 from facetclip.catalog import read_catalog
 from facetclip.index import INDEX_NAME, ShardIndex, open_index
 from facetclip.label_next import label_next
 from facetclip.learning_curve import spread
-from facetclip.metrics import listed_values, macro_f1, read_values
-from facetclip.model import AttributeReader
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.schema import read_schema
-from facetclip.scores import score_rows
 from facetclip.shards import ShardSpec, build_shards
 from facetclip.splits import Shares
 from facetclip.suggestions import read_suggestions
@@ -75,16 +69,7 @@ class Shop:
     def worth(self, name: str, labelled: Iterable[str]) -> float:
         """Mean macro-F1 against the truth of other products, of a model fine-tuned on these labels."""
         reader = trained(self.shards(name, labelled), self.work / name / "run", self.seed)
-        return self._right(reader)
-
-    def _right(self, reader: AttributeReader) -> float:
-        scores = score_rows(reader, self.test, np.arange(len(self.test)))
-        each = []
-        for name, attribute in self.test.schema.attributes.items():
-            listed = listed_values(attribute, self.real[name])
-            told = listed.any(axis=1)
-            each.append(macro_f1(listed[told], read_values(attribute, scores.probabilities[name][told])))
-        return float(np.mean(each))
+        return right(reader, self.test, self.real, np.arange(len(self.test)))
 
 
 def shop(work: Path, seed: int) -> Shop:
@@ -159,15 +144,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
-    for seed in args.catalogs:
-        done = args.work / f"done-{seed}.json"
-        if not done.is_file():
-            with contextlib.redirect_stdout(io.StringIO()):
-                result = measured(args.work, seed)
-            write_result(done, result)
-        found.append(json.loads(done.read_text()))
-        print(found[-1], flush=True)
+    found = of_each(args.work, args.catalogs, measured)
     rows = [[name, str(spread([each["macro-F1"][name] for each in found]))] for name in found[0]["macro-F1"]]
     print(text_table(["labelled beyond the first 300", "macro-F1, 95% interval"], rows))
     write_result(args.out, {"environment": environment(("torch", "numpy")), "found": found})

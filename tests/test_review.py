@@ -180,9 +180,7 @@ def test_a_click_through_with_filters_and_sets_exports_what_apply_reads(tmp_path
     Select(browser.find_element(By.ID, "by-attribute")).select_by_value("colour")
     assert shown(browser, "position") == "1 / 8"
     assert shown(browser, "suggested") == "red|blue"
-    browser.find_element(By.ID, "by-reason").send_keys(
-        "wu", Keys.ENTER
-    )  # chosen by keys, which decide again afterwards
+    browser.find_element(By.ID, "by-reason").send_keys("wu", Keys.ENTER)  # afterwards keys decide again
     press(browser, "u")
     assert shown(browser, "count") == "1 of 30 decided"
     press(browser, "z")

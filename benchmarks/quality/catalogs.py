@@ -1,17 +1,26 @@
 """The two catalogs that learners are compared on: rendered garments, whose truth is known, and a real shop's."""
 
+import contextlib
 import csv
 import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from benchmarks.measuring import write_result
 
 from facetclip.catalog import read_catalog
 from facetclip.index import INDEX_NAME, ShardIndex, open_index
 from facetclip.labels import encode_labels
+from facetclip.metrics import listed_values, macro_f1, read_values
+from facetclip.model import AttributeReader
 from facetclip.render import RenderSpec, render_catalog
 from facetclip.schema import Schema, read_schema
+from facetclip.scores import score_rows
 from facetclip.shards import ShardSpec, build_shards
 from facetclip.splits import Shares
 
@@ -60,6 +69,31 @@ def empty_cells(source: Path, target: Path, schema: Schema, missing: float, seed
         for row in rows:
             gone = random.random(len(schema.names)) < missing
             writer.writerow(row | {name: "" for name, lost in zip(schema.names, gone, strict=True) if lost})
+
+
+def of_each(work: Path, catalogs: Iterable[int], measured: Callable[[Path, int], dict[str, Any]]) -> list[Any]:
+    """What was `measured` of each catalog, in `work`, told as it comes; what an earlier run has done is read again."""
+    found = []
+    for seed in catalogs:
+        done = work / f"done-{seed}.json"
+        if not done.is_file():
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = measured(work, seed)
+            write_result(done, result)
+        found.append(json.loads(done.read_text()))
+        print(found[-1], flush=True)
+    return found
+
+
+def right(reader: AttributeReader, index: ShardIndex, truth: dict[str, np.ndarray], rows: np.ndarray) -> float:
+    """Mean macro-F1 of what a model reads off `rows` of an index against the true labels of its items."""
+    scores = score_rows(reader, index, rows)
+    each = []
+    for name, attribute in index.schema.attributes.items():
+        listed = listed_values(attribute, truth[name][rows])
+        told = listed.any(axis=1)
+        each.append(macro_f1(listed[told], read_values(attribute, scores.probabilities[name][told])))
+    return float(np.mean(each))
 
 
 def truth_of(path: Path, index: ShardIndex) -> dict[str, np.ndarray]:

@@ -87,7 +87,7 @@ class _Cells:
     """The cells of a catalog: by the rules, as shards have them (`ruled`), and as they are to become (`labels`)."""
 
     def __init__(self, catalog: Catalog, schema: Schema) -> None:
-        self.catalog, self.schema = catalog, schema
+        self.schema = schema
         self.place_of = {item: place for place, item in enumerate(catalog.column(schema.columns.item))}
         self.texts = {name: catalog.column(attribute.column) for name, attribute in schema.attributes.items()}
         self.spelled = {name: as_spelled(each, self.texts[name]) for name, each in schema.attributes.items()}

@@ -47,8 +47,7 @@ def make_accelerator() -> Accelerator:
             raise UserError(f"{name} was asked for, but accelerate takes {kind.value} here; use cpu.yaml or ddp.yaml")
     if kind not in (*WHOLE, *SHARDED.values()) or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise UserError(f"the engine {kind.value} is not one of accelerate_configs/")
-    if accelerator.is_fsdp2:
-        _leave_outputs_alone(accelerator.state.fsdp_plugin)
+    _leave_outputs_alone(accelerator)
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise UserError(
@@ -58,9 +57,10 @@ def make_accelerator() -> Accelerator:
     return accelerator
 
 
-def _leave_outputs_alone(plugin: Any) -> None:
-    """What the model computes in fp32 for good reason, its logits, leaves it so in mixed precision, too."""
-    if plugin.mixed_precision_policy is not None:
+def _leave_outputs_alone(accelerator: Accelerator) -> None:
+    """What the model computes in fp32 for good reason, its logits, leaves FSDP2 so in mixed precision, too."""
+    plugin: Any = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin is not None and plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
