@@ -104,11 +104,17 @@ def _differences(challenger: Examined, champion: Examined) -> tuple[list[np.ndar
     """Both means in every draw, the challenger's first, and what it has more in each attribute."""
     names = list(champion.tallies)
     whole = [{name: each.tallies[name] for name in names} for each in (challenger, champion)]
-    known = [{name: _known(each[name], champion.unknown.get(name, {})) for name in names} for each in whole]
-    *means, ours, theirs = draws([*whole, *known])
-    measures = {name: RECALL if champion.unknown.get(name) else MEASURE for name in names}
-    differences = {name: estimate(ours[name][each] - theirs[name][each]) for name, each in measures.items()}
-    return [mean_draws(each)[MEASURE] for each in means], differences
+    lacking = {name: new for name, new in champion.unknown.items() if name in champion.tallies}
+    known = [{name: _without(each[name], new) for name, new in lacking.items()} for each in whole]
+    ours, theirs, our_known, their_known = draws([*whole, *known])
+    differences = {
+        name: our_known[name][RECALL] - their_known[name][RECALL]
+        if name in lacking
+        else ours[name][MEASURE] - theirs[name][MEASURE]
+        for name in names
+    }
+    means = [mean_draws(each)[MEASURE] for each in (ours, theirs)]
+    return means, {name: estimate(drawn) for name, drawn in differences.items()}
 
 
 def told(difference: Estimate) -> str:
@@ -141,8 +147,8 @@ def _unusable(examined: Examined, role: str) -> str | None:
     return None
 
 
-def _known(each: Tally, unknown: Mapping[int, str]) -> Tally:
-    return among(each, [place for place in range(each.values) if place not in unknown]) if unknown else each
+def _without(each: Tally, unknown: Mapping[int, str]) -> Tally:
+    return among(each, [place for place in range(each.values) if place not in unknown])
 
 
 def _lacking(challenger: Examined) -> str | None:
